@@ -1,0 +1,34 @@
+//! Every limit of the product that no setting changes, in one place.
+
+/// Most items a page can hold; a larger `limit` is cut to this.
+pub const PAGE_ITEMS_MAX: u32 = 100;
+/// Items a page holds when the request names no `limit`.
+pub const PAGE_ITEMS_DEFAULT: u32 = 20;
+/// Deepest `skip`/`offset`; past it a cursor is cheaper and the request is refused.
+pub const OFFSET_MAX: u64 = 10_000;
+/// Most messages one append may carry.
+pub const APPEND_MESSAGES_MAX: usize = 1_000;
+/// Most conversations one import request may carry.
+pub const IMPORT_SESSIONS_MAX: usize = 1_000;
+/// Bytes of a session's name.
+pub const SESSION_NAME_BYTES_MAX: usize = 4_096;
+/// Bytes of a user id.
+pub const USER_ID_BYTES_MAX: usize = 256;
+/// Bytes of a role.
+pub const ROLE_BYTES_MAX: usize = 256;
+/// Bytes of a message's kind.
+pub const KIND_BYTES_MAX: usize = 64;
+/// Bytes of an id that a client brought.
+pub const EXTERNAL_ID_BYTES_MAX: usize = 256;
+/// Bytes of a metadata object.
+pub const METADATA_BYTES_MAX: usize = 16 * 1_024;
+/// `metadata[key]=value` filters in one request.
+pub const METADATA_FILTERS_MAX: usize = 8;
+/// Bytes of a project's or key's name.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Deepest nesting of arrays and objects in a body.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// Largest token count of one message.
+pub const TOKEN_COUNT_MAX: i64 = 1_000_000_000_000;
+/// Messages of a deleted session that are erased in one transaction.
+pub const ERASE_MESSAGES_BATCH: u32 = 500;

@@ -1,0 +1,339 @@
+//! Messages: the items of a session, in order.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::json::RawJson;
+use crate::page::{MessagePosition, Order, Page, PageRequest};
+use crate::store::{ExpectedVersion, Scope, StoreError};
+
+/// The kind of an ordinary message.
+pub const KIND_MESSAGE: &str = "message";
+
+/// One item of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its id; ends in its session's bucket.
+    pub message_id: MessageId,
+    /// The session it stands in.
+    pub session_id: SessionId,
+    /// The tenant it belongs to.
+    pub project_id: ProjectId,
+    /// Its place: 1, 2, 3 … without gaps, never given twice.
+    pub seq: i64,
+    /// The message it answers or replaces, when the session branches.
+    pub parent_id: Option<MessageId>,
+    /// Who speaks; free text.
+    pub role: String,
+    /// What it is; free text, [`KIND_MESSAGE`] unless said otherwise.
+    pub kind: String,
+    /// Whether it is complete.
+    pub status: MessageStatus,
+    /// What people read and search; may be empty.
+    pub content: String,
+    /// The item as a structured surface sent it, byte for byte.
+    pub payload: Option<RawJson>,
+    /// A JSON object, kept byte for byte.
+    pub metadata: RawJson,
+    /// What retrieval gave the model for it, kept byte for byte.
+    pub context: Option<RawJson>,
+    /// The id a client brought, unique within the session among those not deleted.
+    pub external_id: Option<String>,
+    /// Its size in tokens, as the client counted.
+    pub token_count: Option<i64>,
+    /// Grows with every change a client makes; the ETag.
+    pub version: i64,
+    /// When it was stored.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When it was deleted.
+    pub deleted_at: Option<Timestamp>,
+}
+
+/// Whether a message is complete: it may move from in progress to one of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageStatus {
+    /// Still being written.
+    InProgress,
+    /// Whole.
+    Completed,
+    /// Cut off.
+    Incomplete,
+}
+
+impl MessageStatus {
+    /// Its name, on the wire and in the stores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Incomplete => "incomplete",
+        }
+    }
+
+    /// The status of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::InProgress, Self::Completed, Self::Incomplete].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// A message to be appended; the store gives it its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMessage {
+    /// Its id, minted by the caller in the session's bucket.
+    pub message_id: MessageId,
+    /// The message it answers; must stand in the same session.
+    pub parent_id: Option<MessageId>,
+    /// Who speaks.
+    pub role: String,
+    /// What it is.
+    pub kind: String,
+    /// Whether it is complete.
+    pub status: MessageStatus,
+    /// What people read.
+    pub content: String,
+    /// The item as a structured surface sent it.
+    pub payload: Option<RawJson>,
+    /// A JSON object.
+    pub metadata: RawJson,
+    /// What retrieval gave the model.
+    pub context: Option<RawJson>,
+    /// The id the client brought.
+    pub external_id: Option<String>,
+    /// Its size in tokens.
+    pub token_count: Option<i64>,
+}
+
+impl NewMessage {
+    /// A completed message of `role` that says `content`, and nothing else.
+    pub fn text(message_id: MessageId, role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            message_id,
+            parent_id: None,
+            role: role.into(),
+            kind: KIND_MESSAGE.to_owned(),
+            status: MessageStatus::Completed,
+            content: content.into(),
+            payload: None,
+            metadata: RawJson::empty_object(),
+            context: None,
+            external_id: None,
+            token_count: None,
+        }
+    }
+
+    /// The message as it stands at place `seq`.
+    pub fn into_message(self, project_id: ProjectId, session_id: SessionId, seq: i64, now: Timestamp) -> Message {
+        Message {
+            message_id: self.message_id,
+            session_id,
+            project_id,
+            seq,
+            parent_id: self.parent_id,
+            role: self.role,
+            kind: self.kind,
+            status: self.status,
+            content: self.content,
+            payload: self.payload,
+            metadata: self.metadata,
+            context: self.context,
+            external_id: self.external_id,
+            token_count: self.token_count,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+        }
+    }
+}
+
+/// Changes to a message: only what is present changes; `Some(None)` clears.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MessagePatch {
+    /// New role.
+    pub role: Option<String>,
+    /// New text. Drops the payload of an ordinary message; refused for other kinds.
+    pub content: Option<String>,
+    /// New payload; the text is derived from it.
+    pub payload: Option<RawJson>,
+    /// New metadata, whole.
+    pub metadata: Option<RawJson>,
+    /// New context, whole.
+    pub context: Option<Option<RawJson>>,
+    /// New status; only a message in progress can take another.
+    pub status: Option<MessageStatus>,
+    /// New size in tokens.
+    pub token_count: Option<Option<i64>>,
+}
+
+impl MessagePatch {
+    /// Applies the patch at `now`; tells whether anything changed. A patch that says what is
+    /// already so changes nothing, neither version nor time.
+    pub fn apply(self, message: &mut Message, now: Timestamp) -> Result<bool, StoreError> {
+        let invalid = |pointer: &str, detail: &str| {
+            Err(StoreError::Invalid { pointer: pointer.to_owned(), detail: detail.to_owned() })
+        };
+        let before = message.clone();
+        if let Some(role) = self.role {
+            message.role = role;
+        }
+        if let Some(content) = self.content {
+            if message.kind != KIND_MESSAGE {
+                return invalid("/content", "cannot be changed for this kind of message: change `payload`");
+            }
+            message.content = content;
+            message.payload = None;
+        }
+        if let Some(payload) = self.payload {
+            message.content = payload_text(&payload);
+            message.payload = Some(payload);
+        }
+        if let Some(metadata) = self.metadata {
+            message.metadata = metadata;
+        }
+        if let Some(context) = self.context {
+            message.context = context;
+        }
+        if let Some(status) = self.status {
+            if message.status != MessageStatus::InProgress && status != message.status {
+                return invalid("/status", "is final: only a message in progress takes another status");
+            }
+            message.status = status;
+        }
+        if let Some(token_count) = self.token_count {
+            message.token_count = token_count;
+        }
+        let changed = *message != before;
+        if changed {
+            message.version += 1;
+            message.updated_at = now.max(message.updated_at);
+        }
+        Ok(changed)
+    }
+}
+
+/// The text projection of a structured item: what of it people read and search. It is the text of
+/// its content parts, summaries, arguments and outputs, in that order, a line each.
+pub fn payload_text(payload: &RawJson) -> String {
+    let Ok(item) = serde_json::from_str::<Value>(payload.as_str()) else {
+        return String::new();
+    };
+    let mut lines = Vec::new();
+    if let Value::String(text) = &item {
+        lines.push(text.as_str());
+    }
+    for key in ["name", "summary", "content", "text", "arguments", "output"] {
+        collect_text(item.get(key), &mut lines);
+    }
+    lines.join("\n")
+}
+
+fn collect_text<'a>(value: Option<&'a Value>, lines: &mut Vec<&'a str>) {
+    match value {
+        Some(Value::String(text)) if !text.is_empty() => lines.push(text),
+        Some(Value::Array(parts)) => {
+            for part in parts {
+                collect_text(Some(part).filter(|part| part.is_string()), lines);
+                collect_text(part.get("text"), lines);
+                collect_text(part.get("refusal"), lines);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Which messages of a session a list shows, and in which order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MessageQuery {
+    /// Only this role's.
+    pub role: Option<String>,
+    /// Only those after this place.
+    pub after_seq: Option<i64>,
+    /// Only those before this place.
+    pub before_seq: Option<i64>,
+    /// By place, in which direction.
+    pub order: Order,
+}
+
+impl Default for MessageQuery {
+    fn default() -> Self {
+        Self { role: None, after_seq: None, before_seq: None, order: Order::Desc }
+    }
+}
+
+/// A page of messages.
+pub type MessagePage = Page<Message, MessagePosition>;
+
+/// What a store does with messages.
+#[async_trait]
+pub trait MessageStore: Send + Sync {
+    /// Appends messages, all or none, at the next places, and moves the session's counters, in one
+    /// transaction. `Conflict` if an `external_id` is taken, `Invalid` if a parent stands in
+    /// another session.
+    async fn append_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        messages: Vec<NewMessage>,
+        now: Timestamp,
+    ) -> Result<Vec<Message>, StoreError>;
+
+    /// The message, unless it or its session is deleted or outside the scope.
+    async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError>;
+
+    /// The messages of a session that match, by `seq`; `NotFound` if there is no such session.
+    async fn list_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        query: &MessageQuery,
+        page: &PageRequest<MessagePosition>,
+    ) -> Result<MessagePage, StoreError>;
+
+    /// Applies a patch and returns the message as it is then.
+    async fn update_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        patch: MessagePatch,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError>;
+
+    /// Removes the message from every list and read and erases what it says; a tombstone keeps its
+    /// ids and place. Returns the message as it was.
+    async fn delete_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(payload: &str) -> String {
+        payload_text(&RawJson::parse(payload.to_owned()).unwrap())
+    }
+
+    #[test]
+    fn the_text_of_an_item_is_what_people_read() {
+        assert_eq!(text(r#"{"type":"message","content":"hi"}"#), "hi");
+        assert_eq!(
+            text(
+                r#"{"content":[{"type":"input_text","text":"a"},{"type":"image"},{"type":"refusal","refusal":"no"}]}"#
+            ),
+            "a\nno"
+        );
+        assert_eq!(text(r#"{"type":"function_call","name":"f","arguments":"{\"x\":1}"}"#), "f\n{\"x\":1}");
+        assert_eq!(text(r#"{"type":"reasoning","summary":[{"text":"because"}]}"#), "because");
+        assert_eq!(text(r#"{"type":"function_call_output","output":"42"}"#), "42");
+        assert_eq!(text("[1,2]"), "");
+    }
+}

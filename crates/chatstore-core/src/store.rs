@@ -1,0 +1,143 @@
+//! The contract as a whole: scope, errors, and the one trait object the server talks to.
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::api_keys::ApiKeyStore;
+use crate::archive::ArchiveStore;
+use crate::ids::{Bucket, ProjectId};
+use crate::messages::MessageStore;
+use crate::page::CursorKey;
+use crate::projects::ProjectStore;
+use crate::sessions::SessionStore;
+
+/// Whose data a call may see and change. Every method that touches data takes one; rows outside it
+/// do not exist for the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The tenant.
+    pub project_id: ProjectId,
+    /// The one user the caller speaks for; `None` sees all users of the project.
+    pub user_id: Option<String>,
+}
+
+impl Scope {
+    /// Everything of one project.
+    pub fn project(project_id: ProjectId) -> Self {
+        Self { project_id, user_id: None }
+    }
+
+    /// One user's part of a project.
+    pub fn user(project_id: ProjectId, user_id: impl Into<String>) -> Self {
+        Self { project_id, user_id: Some(user_id.into()) }
+    }
+
+    /// Where a new session of `user_id` is placed: with the user's others; without a user by the
+    /// id it brought, else anywhere (`random`).
+    pub fn bucket(&self, user_id: Option<&str>, external_id: Option<&str>, random: [u8; 2]) -> Bucket {
+        match (user_id, external_id) {
+            (Some(user_id), _) => Bucket::of_user(self.project_id, user_id),
+            (None, Some(external_id)) => Bucket::of_external_id(self.project_id, external_id),
+            (None, None) => Bucket::from(u16::from_be_bytes(random)),
+        }
+    }
+}
+
+/// Why a store did not do what it was asked. The list is closed: a variant exists because a caller
+/// acts on it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StoreError {
+    /// What should be changed is absent, or outside the scope: the same answer.
+    #[error("not found")]
+    NotFound,
+    /// A unique value is taken; names the field.
+    #[error("{field} is taken")]
+    Conflict {
+        /// The field whose value another row holds.
+        field: &'static str,
+    },
+    /// The row has another version than the caller demanded.
+    #[error("the version is {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: i64,
+    },
+    /// The request contradicts the stored row.
+    #[error("{pointer} {detail}")]
+    Invalid {
+        /// JSON Pointer to the field at fault.
+        pointer: String,
+        /// What is wrong, as the end of a sentence that begins with the field.
+        detail: String,
+    },
+    /// Too much is queued; a retry in a moment may succeed.
+    #[error("the store is busy")]
+    Busy,
+    /// The disk is full; nothing was written.
+    #[error("the disk is full")]
+    Full,
+    /// The store cannot be reached or refuses writes; the operator must look.
+    #[error("the store is unavailable: {reason}")]
+    Unavailable {
+        /// For the log, never for a client.
+        reason: String,
+    },
+    /// A defect of ours.
+    #[error("internal error: {reason}")]
+    Internal {
+        /// For the log, never for a client.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// A defect, described for the log.
+    pub fn internal(reason: impl std::fmt::Display) -> Self {
+        Self::Internal { reason: reason.to_string() }
+    }
+}
+
+/// The version a caller demands of a row before it is changed (`If-Match`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExpectedVersion {
+    /// Any.
+    #[default]
+    Any,
+    /// One of these.
+    OneOf(Vec<i64>),
+}
+
+impl ExpectedVersion {
+    /// Refuses `current` if it is not what was demanded.
+    pub fn check(&self, current: i64) -> Result<(), StoreError> {
+        match self {
+            Self::OneOf(versions) if !versions.contains(&current) => Err(StoreError::VersionMismatch { current }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the store counted since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Commits that wrote something.
+    pub commits: u64,
+    /// Appends that were committed.
+    pub appends: u64,
+}
+
+/// A durable chat store: what the server needs of an engine.
+#[async_trait]
+pub trait Store: SessionStore + MessageStore + ApiKeyStore + ProjectStore + ArchiveStore {
+    /// Whether the store can be read and written now; the reason if not.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// The secret that signs cursors, made with the schema.
+    async fn cursor_key(&self) -> Result<CursorKey, StoreError>;
+
+    /// What was counted since the start.
+    fn stats(&self) -> StoreStats;
+
+    /// Finishes what is queued and closes the store; later calls fail.
+    async fn close(&self);
+}

@@ -1,0 +1,135 @@
+//! The values that were found, and how each becomes typed.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::sources::{DEFAULT_ORIGIN, Value};
+use super::{ConfigError, DatabaseUrl, ListedSetting, Rate, SETTINGS, Setting, Sources, rate};
+
+/// The values that were found, still as text.
+pub(super) struct Values(BTreeMap<&'static str, Value>);
+
+impl Values {
+    pub(super) fn resolve(sources: &Sources) -> Result<Self, ConfigError> {
+        super::sources::resolve(sources).map(Self)
+    }
+
+    /// With `debug`, a log level that nobody chose is debug.
+    pub(super) fn apply_debug(&mut self, debug: bool) {
+        if let Some(level) = self
+            .0
+            .get_mut("log_level")
+            .filter(|level| debug && level.origin == DEFAULT_ORIGIN)
+        {
+            "debug".clone_into(&mut level.text);
+            "default with debug".clone_into(&mut level.origin);
+        }
+    }
+
+    pub(super) fn optional<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.0.get(name) else {
+            return Ok(None);
+        };
+        parse(&value.text)
+            .map(Some)
+            .map_err(|accepted| invalid(name, value, accepted))
+    }
+
+    pub(super) fn text<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        match self.0.get(name).filter(|value| !value.is_text) {
+            Some(value) => Err(invalid(name, value, "a text in quotes".to_owned())),
+            None => self.optional(name, parse),
+        }
+    }
+
+    pub(super) fn required<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        self.optional(name, parse)
+            .map(|value| value.expect("config.default.toml has it, as a test makes sure"))
+    }
+
+    pub(super) fn required_text<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        self.text(name, parse)
+            .map(|value| value.expect("config.default.toml has it, as a test makes sure"))
+    }
+
+    pub(super) fn integer<T: TryFrom<u64>>(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Result<T, ConfigError> {
+        self.required(name, |text| {
+            let digits = text.trim();
+            let number = digits
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then(|| digits.parse().ok())
+                .flatten();
+            let number = number
+                .filter(|number| range.contains(number))
+                .and_then(|number| T::try_from(number).ok());
+            number
+                .ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    pub(super) fn milliseconds(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Duration, ConfigError> {
+        self.integer(name, range).map(Duration::from_millis)
+    }
+
+    pub(super) fn listing(&self, database_url: &DatabaseUrl) -> Vec<ListedSetting> {
+        let listed = |setting: &Setting| {
+            let value = self.0.get(setting.name);
+            let shown = value.map(|value| match setting.name {
+                "database_url" => database_url.to_string(),
+                _ if setting.secret => "***".to_owned(),
+                _ => value.text.trim().to_owned(),
+            });
+            ListedSetting {
+                name: setting.name,
+                group: setting.group,
+                value: shown,
+                origin: value.map_or_else(|| "not set".to_owned(), |value| value.origin.clone()),
+                help: setting.help,
+            }
+        };
+        SETTINGS.iter().map(listed).collect()
+    }
+}
+
+fn invalid(name: &'static str, value: &Value, accepted: String) -> ConfigError {
+    let is_secret = SETTINGS
+        .iter()
+        .any(|setting| setting.name == name && setting.secret);
+    let given = (!is_secret).then(|| value.text.chars().take(60).collect());
+    ConfigError::Invalid {
+        name,
+        origin: value.origin.clone(),
+        accepted,
+        given,
+    }
+}
+
+pub(super) fn rates(text: &str) -> Result<Vec<Rate>, String> {
+    Rate::parse_list(text).ok_or_else(|| rate::ACCEPTED.to_owned())
+}

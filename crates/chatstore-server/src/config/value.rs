@@ -1,0 +1,276 @@
+//! The types of values and how each is read from text.
+//!
+//! A `parse` function that fails says what it accepts, in words that stand after "must be".
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// A text that is never shown: `Debug` and `Display` print `***`.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where conversations are stored. `Debug` and `Display` hide the password.
+#[derive(Clone)]
+pub enum DatabaseUrl {
+    /// A file of SQLite.
+    Sqlite(PathBuf),
+    /// A server of PostgreSQL, as the URL that names it.
+    Postgres(Secret),
+}
+
+impl DatabaseUrl {
+    /// Reads `sqlite:PATH`, `sqlite://PATH`, `postgres://…` or `postgresql://…`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const ACCEPTED: &str = "sqlite:PATH, sqlite://PATH, postgres://… or postgresql://…";
+        if text.chars().any(char::is_control) {
+            return Err(format!("{ACCEPTED}, without control characters"));
+        }
+        if let Some(rest) = text.strip_prefix("sqlite:") {
+            return sqlite_path(rest.strip_prefix("//").unwrap_or(rest)).map(Self::Sqlite);
+        }
+        let rest = text
+            .strip_prefix("postgres://")
+            .or_else(|| text.strip_prefix("postgresql://"));
+        match rest {
+            Some(rest) if !rest.is_empty() && !rest.contains(char::is_whitespace) => {
+                Ok(Self::Postgres(Secret::new(text)))
+            }
+            _ => Err(ACCEPTED.to_owned()),
+        }
+    }
+}
+
+/// Refuses the names that SQLite would not take for a file of its own, so that nothing is stored where it is lost.
+fn sqlite_path(path: &str) -> Result<PathBuf, String> {
+    if path.contains(":memory:") || path.contains("mode=memory") {
+        return Err(
+            "a file when it is SQLite, because a database in memory is lost when the server stops"
+                .to_owned(),
+        );
+    }
+    if path.is_empty() || path.ends_with('/') || path.starts_with("file:") || path.contains('?') {
+        return Err(
+            "sqlite: with the path of a file, without \"file:\" and without options after \"?\""
+                .to_owned(),
+        );
+    }
+    Ok(PathBuf::from(path))
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => f.write_str(&redacted_url(url.expose())),
+        }
+    }
+}
+
+/// The URL without its password, be it before the host or among the options.
+fn redacted_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "***".to_owned();
+    };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    // A later `@` means that a password holds an unescaped `/`, `?` or `#`: where it ends is anyone's guess.
+    if tail.contains('@') {
+        return format!("{scheme}://***");
+    }
+    let authority = match authority.rsplit_once('@') {
+        Some((login, host)) => match login.split_once(':') {
+            Some((user, _)) => format!("{user}:***@{host}"),
+            None => authority.to_owned(),
+        },
+        None => authority.to_owned(),
+    };
+    match tail.split_once('?') {
+        Some((path, options)) => {
+            let options: Vec<_> = options.split('&').map(redacted_option).collect();
+            format!("{scheme}://{authority}{path}?{}", options.join("&"))
+        }
+        None => format!("{scheme}://{authority}{tail}"),
+    }
+}
+
+/// Only names known to be harmless show their values: a driver may learn a new secret option any day.
+fn redacted_option(option: &str) -> String {
+    const SHOWN: &[&str] = &[
+        "application_name",
+        "connect_timeout",
+        "dbname",
+        "host",
+        "port",
+        "sslmode",
+        "user",
+    ];
+    match option.split_once('=') {
+        Some((name, _)) if SHOWN.contains(&name) => option.to_owned(),
+        Some((name, _)) => format!("{name}=***"),
+        None => "***".to_owned(),
+    }
+}
+
+/// How severe an event must be to be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything, dependencies included.
+    Trace,
+    /// What helps to find a fault.
+    Debug,
+    /// What an operator wants to know.
+    Info,
+    /// What an operator should look at.
+    Warn,
+    /// What failed.
+    Error,
+    /// What stops the service; equals `Error`, as there is no higher level to log at.
+    Critical,
+    /// Nothing.
+    Off,
+}
+
+impl LogLevel {
+    /// Reads a level, in any case.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        choice(
+            text,
+            &[
+                ("trace", Self::Trace),
+                ("debug", Self::Debug),
+                ("info", Self::Info),
+                ("warn", Self::Warn),
+                ("warning", Self::Warn),
+                ("error", Self::Error),
+                ("critical", Self::Critical),
+                ("off", Self::Off),
+            ],
+        )
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `Human` on a terminal, `Json` elsewhere.
+    Auto,
+    /// Lines for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// Reads a format, in any case.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        choice(
+            text,
+            &[
+                ("auto", Self::Auto),
+                ("human", Self::Human),
+                ("json", Self::Json),
+            ],
+        )
+    }
+}
+
+/// When SQLite takes a commit for done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SqliteSynchronous {
+    /// When it is on the disk.
+    Full,
+    /// When the system has it; the last commits may be lost on power loss.
+    Normal,
+}
+
+impl SqliteSynchronous {
+    /// Reads a mode, in any case.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        choice(text, &[("full", Self::Full), ("normal", Self::Normal)])
+    }
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    choice(
+        text,
+        &[
+            ("true", true),
+            ("false", false),
+            ("yes", true),
+            ("no", false),
+            ("on", true),
+            ("off", false),
+            ("1", true),
+            ("0", false),
+        ],
+    )
+}
+
+fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(text.trim()));
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|&(name, _)| name).collect();
+        format!("one of {}", names.join(", "))
+    })
+}
+
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+    if text.is_empty() || !text.chars().all(plain) {
+        return Err("an IP address or a host name, without a scheme, port or brackets".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// 107 bytes and a final NUL are what an address of a Unix socket holds on Linux.
+pub(super) fn unix_socket(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.len() > 107 || text.contains('\0') {
+        return Err("a path of 1 to 107 bytes".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub(super) fn api_key(text: &str) -> Result<Secret, String> {
+    if text.chars().count() < 8 || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err("at least 8 characters, without white space or control characters".to_owned());
+    }
+    Ok(Secret::new(text))
+}
+
+pub(super) fn secret_key(text: &str) -> Result<Secret, String> {
+    if text.len() < 32 {
+        return Err("at least 32 bytes long".to_owned());
+    }
+    Ok(Secret::new(text))
+}

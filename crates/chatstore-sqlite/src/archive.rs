@@ -1,0 +1,194 @@
+//! Whole conversations into and out of SQLite.
+
+use async_trait::async_trait;
+use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
+use chatstore_core::ids::SessionId;
+use chatstore_core::json::RawJson;
+use chatstore_core::messages::Message;
+use chatstore_core::sessions::Session;
+use chatstore_core::store::{Scope, StoreError};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use crate::SqliteStore;
+use crate::messages::{insert_message, message_columns, message_row, plus_tokens};
+use crate::sessions::{SessionRow, insert_session, session_columns, session_row};
+use crate::writer::Failure;
+
+const SELECT_BY_SESSION_ID: &str = concat!("select ", session_columns!(), " from sessions s where s.session_id = ?1");
+const SELECT_BY_EXTERNAL_ID: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s
+    where s.project_id = ?1 and s.external_id = ?2 and coalesce(s.user_id, '') = coalesce(?3, '') and s.deleted_at is null"
+);
+const UPDATE_SESSION_IMPORTED: &str = "update sessions
+    set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6, updated_hour = ?7,
+        active_hour = ?8
+    where session_no = ?1";
+const EXPORT_SESSIONS: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s
+    where s.project_id = ?1 and (?2 is null or s.user_id = ?2) and s.session_id > ?3 order by s.session_id limit ?4"
+);
+const EXPORT_MESSAGES: &str = concat!(
+    "select ",
+    message_columns!(),
+    ", s.deleted_at from sessions s
+    join messages m on m.message_no > (s.session_no << 32) + ?4 and m.message_no <= (s.session_no << 32) + ?5
+    where s.session_id = ?1 and s.project_id = ?2 and (?3 is null or s.user_id = ?3)
+    order by m.message_no limit ?6"
+);
+
+#[cfg(test)]
+pub(crate) const STATEMENTS: &[&str] =
+    &[SELECT_BY_SESSION_ID, SELECT_BY_EXTERNAL_ID, UPDATE_SESSION_IMPORTED, EXPORT_SESSIONS, EXPORT_MESSAGES];
+
+#[async_trait]
+impl ArchiveStore for SqliteStore {
+    async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
+        let scope = scope.clone();
+        let bytes = archived.messages.iter().map(|message| message.content.len() + 512).sum();
+        self.writer.write(bytes, move |connection| import(connection, &scope, archived)).await
+    }
+
+    async fn export_sessions(
+        &self,
+        scope: &Scope,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, StoreError> {
+        let scope = scope.clone();
+        let after = after.map_or(Vec::new(), |id| id.as_bytes().to_vec());
+        self.readers
+            .read(move |reader| {
+                let params = params![scope.project_id.as_bytes(), scope.user_id, after, limit];
+                let rows = reader.query(EXPORT_SESSIONS, params, session_row, |_| 512)?;
+                Ok(rows.into_iter().map(|row| row.session).collect())
+            })
+            .await
+    }
+
+    async fn export_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        after_seq: i64,
+        last_seq: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>, StoreError> {
+        let scope = scope.clone();
+        self.readers
+            .read(move |reader| {
+                let map = |row: &Row<'_>| exported_message_row(row, session_id, &scope);
+                let params = params![
+                    session_id.as_bytes(),
+                    scope.project_id.as_bytes(),
+                    scope.user_id,
+                    after_seq,
+                    last_seq,
+                    limit
+                ];
+                reader.query(EXPORT_MESSAGES, params, map, |message| message.content.len() + 512)
+            })
+            .await
+    }
+}
+
+/// A message of a deleted session counts as deleted, also before it is erased.
+fn exported_message_row(row: &Row<'_>, session_id: SessionId, scope: &Scope) -> rusqlite::Result<Message> {
+    let mut message = message_row(row, session_id, scope.project_id)?;
+    let session_deleted_at = crate::sessions::time_column_opt(row, 16)?;
+    if session_deleted_at.is_some() && message.deleted_at.is_none() {
+        message.deleted_at = session_deleted_at;
+        message.content = String::new();
+        message.payload = None;
+        message.metadata = RawJson::empty_object();
+        message.context = None;
+    }
+    Ok(message)
+}
+
+fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> Result<Imported, Failure> {
+    let ArchivedSession { identity, session, messages } = archived;
+    let found = find(connection, scope, identity, &session)?;
+    let is_new = found.is_none();
+    let SessionRow { session_no, session: mut stored } = match found {
+        Some(row) => row,
+        None => {
+            let mut fresh = session.clone();
+            (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
+            SessionRow { session_no: insert_session(connection, &fresh)?, session: fresh }
+        }
+    };
+    let mut imported = Imported { session: is_new, messages: 0 };
+    for mut message in messages {
+        if message.seq <= stored.last_seq {
+            continue;
+        }
+        if message.seq != stored.last_seq + 1 {
+            let detail = format!("leaves a gap: the next message of this session has seq {}", stored.last_seq + 1);
+            return Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into());
+        }
+        message.session_id = stored.session_id;
+        insert_message(connection, session_no, &message)?;
+        count(&mut stored, &message, is_new);
+        imported.messages += 1;
+    }
+    if imported.messages > 0 {
+        save_counters(connection, session_no, &stored)?;
+    }
+    Ok(imported)
+}
+
+/// Moves the counters; a new session keeps the times it came with.
+fn count(session: &mut Session, message: &Message, is_new: bool) {
+    session.last_seq = message.seq;
+    if message.deleted_at.is_none() {
+        session.message_count += 1;
+        session.token_count = plus_tokens(session.token_count, message.token_count);
+    }
+    if !is_new {
+        session.updated_at = session.updated_at.max(message.updated_at);
+        session.last_message_at = session.last_message_at.max(Some(message.created_at));
+    }
+}
+
+fn save_counters(connection: &Connection, session_no: i64, session: &Session) -> rusqlite::Result<()> {
+    use chatstore_core::sessions::SessionSort::LastMessageAt;
+    let saved = connection.prepare_cached(UPDATE_SESSION_IMPORTED)?.execute(params![
+        session_no,
+        session.last_seq,
+        session.message_count,
+        session.token_count,
+        session.updated_at.as_micros(),
+        session.last_message_at.map(|at| at.as_micros()),
+        session.updated_at.hour(),
+        session.sorted_by(LastMessageAt).hour(),
+    ]);
+    saved.map(drop)
+}
+
+fn find(
+    connection: &Connection,
+    scope: &Scope,
+    identity: ArchiveIdentity,
+    session: &Session,
+) -> Result<Option<SessionRow>, Failure> {
+    let row = match identity {
+        ArchiveIdentity::SessionId => {
+            let params = params![session.session_id.as_bytes()];
+            connection.prepare_cached(SELECT_BY_SESSION_ID)?.query_row(params, session_row).optional()?
+        }
+        ArchiveIdentity::ExternalId => {
+            let params = params![scope.project_id.as_bytes(), session.external_id, session.user_id];
+            connection.prepare_cached(SELECT_BY_EXTERNAL_ID)?.query_row(params, session_row).optional()?
+        }
+    };
+    match row {
+        Some(row) if row.session.project_id != scope.project_id || row.session.user_id != session.user_id => {
+            Err(StoreError::Conflict { field: "session_id" }.into())
+        }
+        row => Ok(row),
+    }
+}

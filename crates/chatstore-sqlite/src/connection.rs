@@ -1,0 +1,104 @@
+//! Opening connections with the pragmas the contract rests on.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::OpenError;
+
+/// The first SQLite without the defect that can damage a WAL database written by several
+/// connections (sqlite.org/wal.html, "WAL-reset bug").
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// How long a connection waits for a lock that another process holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Statements a connection keeps prepared; lists have a few dozen forms.
+const STATEMENTS_MAX: usize = 128;
+
+/// When a commit counts as durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronous {
+    /// When it is on the disk (fsync): nothing acknowledged is lost, even if the power fails.
+    Full,
+    /// When the system has it: a power failure may lose the last commits, a crash of the process none.
+    Normal,
+}
+
+/// The version of the SQLite that is built in, such as `3.54.1`.
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
+/// Makes the folder of a database file that is to be made, for its owner alone.
+pub(crate) fn prepare_directory(path: &Path) -> Result<(), OpenError> {
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(|error| OpenError::io(folder, &error))
+}
+
+/// Opens the connection that writes; the file must exist.
+pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Connection, OpenError> {
+    let connection = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let level = match synchronous {
+        Synchronous::Full => "full",
+        Synchronous::Normal => "normal",
+    };
+    set_up_writing(&connection, level).map_err(OpenError::at(path))?;
+    Ok(connection)
+}
+
+/// Opens the connection that migrates; makes the file if it is absent.
+pub(crate) fn open_migrator(path: &Path) -> Result<Connection, OpenError> {
+    open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
+}
+
+/// Puts a writing connection into the modes the contract rests on.
+pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Result<(), rusqlite::Error> {
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // The writer checkpoints between batches, after its answers are out.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "secure_delete", "fast", |_| Ok(()))?;
+    connection.pragma_update(None, "cache_size", -8_192)
+}
+
+/// Opens a connection that only reads; the file must exist.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    let connection = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.pragma_update(None, "query_only", true).map_err(OpenError::at(path))?;
+    Ok(connection)
+}
+
+fn open(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+    if rusqlite::version_number() < SQLITE_VERSION_MIN {
+        return Err(OpenError::new(format!("SQLite {} is too old; 3.51.3 is the least", rusqlite::version())));
+    }
+    let connection =
+        Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(OpenError::at(path))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(OpenError::at(path))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    connection.pragma_update(None, "temp_store", "memory").map_err(OpenError::at(path))?;
+    connection
+        .pragma_update_and_check(None, "mmap_size", 0, |_| Ok(()))
+        .or_else(no_rows)
+        .map_err(OpenError::at(path))?;
+    Ok(connection)
+}
+
+/// A pragma that answers nothing has still been set.
+fn no_rows(error: rusqlite::Error) -> Result<(), rusqlite::Error> {
+    match error {
+        rusqlite::Error::QueryReturnedNoRows => Ok(()),
+        error => Err(error),
+    }
+}

@@ -1,0 +1,172 @@
+//! The contract on SQLite: one file, one writer thread with group commit, a few read-only
+//! connections.
+//!
+//! `writer` and `reader` own the connections; every noun's file holds its SQL and its half of the
+//! contract; `migrate` brings a file to the newest schema and `lock` keeps a second server away.
+
+mod api_keys;
+mod archive;
+mod backup;
+mod connection;
+mod error;
+mod lock;
+mod messages;
+mod migrate;
+mod projects;
+mod reader;
+mod sessions;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chatstore_core::clock::Ctx;
+use chatstore_core::page::CursorKey;
+use chatstore_core::store::{Store, StoreError, StoreStats};
+
+pub use backup::{Backup, backup};
+pub use connection::{Synchronous, sqlite_version};
+pub use error::OpenError;
+pub use lock::{LockFile, lock_path};
+pub use migrate::{MigrationStatus, migrate, migration_status};
+
+use reader::Readers;
+use writer::Writer;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct SqliteOptions {
+    /// The database file.
+    pub path: PathBuf,
+    /// When a commit counts as durable.
+    pub synchronous: Synchronous,
+    /// Writes that may wait for the writer before more are refused as busy.
+    pub write_queue_max: usize,
+    /// Writes that may share one commit.
+    pub batch_max: usize,
+    /// Reads that may run at once on threads of their own, beside the quick ones.
+    pub readers: usize,
+}
+
+impl SqliteOptions {
+    /// The usual options for the file at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), synchronous: Synchronous::Full, write_queue_max: 4_096, batch_max: 256, readers: 4 }
+    }
+}
+
+/// A chat store in one SQLite file.
+pub struct SqliteStore {
+    writer: Writer,
+    readers: Arc<Readers>,
+    ctx: Ctx,
+}
+
+impl SqliteStore {
+    /// Opens a file that [`migrate`] has brought to this binary's schema. `ctx` dates the erasing
+    /// of deleted sessions.
+    ///
+    /// # Errors
+    /// A sentence for the operator: the file is missing, foreign, too new or too old, unreadable
+    /// or damaged.
+    pub fn open(options: &SqliteOptions, ctx: Ctx) -> Result<Self, OpenError> {
+        let connection = connection::open_writer(&options.path, options.synchronous)?;
+        migrate::require_current(&connection, &options.path)?;
+        let readers = Readers::open(&options.path, options.readers)?;
+        let writer = Writer::start(connection, options.write_queue_max, options.batch_max)
+            .map_err(|error| OpenError::io(&options.path, &error))?;
+        Ok(Self { writer, readers: Arc::new(readers), ctx })
+    }
+
+    /// The system's clock, unless a test brought another.
+    pub fn ctx(&self) -> &Ctx {
+        &self.ctx
+    }
+}
+
+/// The directory and file name in which the database stands, made if absent.
+///
+/// # Errors
+/// If the directory cannot be made.
+pub fn prepare_directory(path: &Path) -> Result<(), OpenError> {
+    connection::prepare_directory(path)
+}
+
+/// The secret made with the schema.
+const SELECT_CURSOR_SECRET: &str = "select cursor_secret from installation";
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn check(&self) -> Result<(), StoreError> {
+        self.writer.check()?;
+        self.cursor_key().await.map(drop)
+    }
+
+    async fn cursor_key(&self) -> Result<CursorKey, StoreError> {
+        let secret = self
+            .readers
+            .read(|reader| reader.query_row(SELECT_CURSOR_SECRET, (), |row| row.get::<_, [u8; 32]>(0)))
+            .await?;
+        secret.map(CursorKey::new).ok_or_else(|| StoreError::internal("the installation row is missing"))
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.writer.stats()
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection to a fresh, migrated file that is already unlinked.
+    pub(crate) fn migrated() -> rusqlite::Connection {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chatstore.db");
+        migrate(&path, &Ctx::system()).unwrap();
+        connection::open_writer(&path, Synchronous::Full).unwrap()
+    }
+
+    #[test]
+    fn every_statement_fits_the_schema() {
+        let connection = migrated();
+        let statements = [
+            sessions::STATEMENTS,
+            messages::STATEMENTS,
+            api_keys::STATEMENTS,
+            projects::STATEMENTS,
+            archive::STATEMENTS,
+            &[SELECT_CURSOR_SECRET],
+        ];
+        for sql in statements.concat() {
+            connection.prepare(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    }
+
+    #[test]
+    fn reads_by_id_and_pages_of_messages_use_keys() {
+        let connection = migrated();
+        for sql in [messages::STATEMENTS, api_keys::STATEMENTS, archive::STATEMENTS, sessions::STATEMENTS].concat() {
+            if sql.contains("from api_keys k")
+                || sql.contains("select exists (select 1 from api_keys)")
+                || sql.contains("session_erasures e")
+            {
+                continue;
+            }
+            let mut statement = connection.prepare(&format!("explain query plan {sql}")).unwrap();
+            let nulls = vec![rusqlite::types::Value::Null; statement.parameter_count()];
+            let plan = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
+            for step in plan {
+                let step = step.unwrap();
+                let scans = step.contains("SCAN") && step != "SCAN CONSTANT ROW";
+                assert!(!scans && !step.contains("TEMP B-TREE"), "{sql}: {step}");
+            }
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Messages in SQLite.
+
+use async_trait::async_trait;
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::{MessageId, ProjectId, SessionId};
+use chatstore_core::json::RawJson;
+use chatstore_core::messages::{
+    Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage,
+};
+use chatstore_core::page::{MessagePosition, Order, Page, PageRequest, PageStart};
+use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use uuid::Uuid;
+
+use crate::SqliteStore;
+use crate::sessions::{id_column, json_column, json_column_opt, note_hour, time_column, time_column_opt};
+use crate::writer::Failure;
+
+/// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
+macro_rules! message_columns {
+    () => {
+        "m.message_no, m.message_id, m.parent_id, m.role, m.kind, m.status, m.content, m.payload, m.metadata, \
+         m.context, m.external_id, m.token_count, m.version, m.created_at, m.updated_at, m.deleted_at"
+    };
+}
+pub(crate) use message_columns;
+
+const SELECT_SESSION_COUNTERS: &str = "select session_no, last_seq, message_count, token_count, updated_at,
+        last_message_at, updated_hour, active_hour
+    from sessions
+    where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
+const SELECT_SESSION_NO: &str = "select session_no from sessions
+    where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
+const UPDATE_SESSION_APPENDED: &str = "update sessions
+    set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6 where session_no = ?1";
+const UPDATE_SESSION_HOURS: &str = "update sessions set updated_hour = ?2, active_hour = ?3 where session_no = ?1";
+const INSERT_MESSAGE: &str = "insert into messages
+    (message_no, message_id, parent_id, role, kind, status, content, payload, metadata, context, external_id,
+     token_count, version, created_at, updated_at, deleted_at)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+const SELECT_PARENT: &str = "select exists (select 1 from messages
+    where message_id = ?1 and message_no >> 32 = ?2 and deleted_at is null)";
+const SELECT_MESSAGE: &str = concat!(
+    "select ",
+    message_columns!(),
+    ", s.session_id, s.project_id from messages m join sessions s on s.session_no = m.message_no >> 32
+    where m.message_id = ?1 and s.project_id = ?2 and m.deleted_at is null and s.deleted_at is null
+        and (?3 is null or s.user_id = ?3)"
+);
+const LIST_MESSAGES_ASC: &str = concat!(
+    "select ",
+    message_columns!(),
+    " from messages m where m.message_no > ?1 and m.message_no < ?2 and m.deleted_at is null
+        and (?3 is null or m.role = ?3)
+    order by m.message_no asc limit ?4 offset ?5"
+);
+const LIST_MESSAGES_DESC: &str = concat!(
+    "select ",
+    message_columns!(),
+    " from messages m where m.message_no > ?1 and m.message_no < ?2 and m.deleted_at is null
+        and (?3 is null or m.role = ?3)
+    order by m.message_no desc limit ?4 offset ?5"
+);
+const UPDATE_MESSAGE: &str = "update messages
+    set role = ?2, status = ?3, content = ?4, payload = ?5, metadata = ?6, context = ?7, token_count = ?8, version = ?9,
+        updated_at = ?10
+    where message_no = ?1";
+const DELETE_MESSAGE: &str = "update messages
+    set content = '', payload = null, metadata = '{}', context = null, version = ?2, updated_at = ?3, deleted_at = ?3
+    where message_no = ?1";
+const SELECT_SESSION_TOUCHED: &str =
+    "select message_count, token_count, updated_at from sessions where session_no = ?1";
+const UPDATE_SESSION_TOUCHED: &str =
+    "update sessions set message_count = ?2, token_count = ?3, updated_at = ?4 where session_no = ?1";
+
+#[cfg(test)]
+pub(crate) const STATEMENTS: &[&str] = &[
+    SELECT_SESSION_COUNTERS,
+    SELECT_SESSION_NO,
+    UPDATE_SESSION_APPENDED,
+    UPDATE_SESSION_HOURS,
+    INSERT_MESSAGE,
+    SELECT_PARENT,
+    SELECT_MESSAGE,
+    LIST_MESSAGES_ASC,
+    LIST_MESSAGES_DESC,
+    UPDATE_MESSAGE,
+    DELETE_MESSAGE,
+    SELECT_SESSION_TOUCHED,
+    UPDATE_SESSION_TOUCHED,
+];
+
+/// The least `message_no` of the next session: `seq` has 32 bits.
+const SEQ_END: i64 = 1 << 32;
+
+/// Where the message at `seq` of a session stands.
+pub(crate) fn message_no(session_no: i64, seq: i64) -> i64 {
+    (session_no << 32) + seq.clamp(0, SEQ_END - 1)
+}
+
+#[async_trait]
+impl MessageStore for SqliteStore {
+    async fn append_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        messages: Vec<NewMessage>,
+        now: Timestamp,
+    ) -> Result<Vec<Message>, StoreError> {
+        let scope = scope.clone();
+        let bytes = messages.iter().map(new_message_bytes).sum();
+        self.writer.append(bytes, move |connection| append(connection, &scope, session_id, messages, now)).await
+    }
+
+    async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
+        let scope = scope.clone();
+        self.readers
+            .read(move |reader| {
+                let params = params![message_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
+                reader.query_row(SELECT_MESSAGE, params, owned_message_row)
+            })
+            .await
+    }
+
+    async fn list_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        query: &MessageQuery,
+        page: &PageRequest<MessagePosition>,
+    ) -> Result<MessagePage, StoreError> {
+        let (scope, query, page) = (scope.clone(), query.clone(), page.clone());
+        self.readers
+            .read(move |reader| {
+                // One snapshot: a session deleted in between must not show blanked messages.
+                reader.snapshot(|| {
+                    let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
+                    let session_no: Option<i64> = reader.query_row(SELECT_SESSION_NO, params, |row| row.get(0))?;
+                    let session_no = session_no.ok_or(StoreError::NotFound)?;
+                    let (sql, after, before, offset) = list_bounds(&query, &page);
+                    let after = message_no(session_no, after);
+                    let before = (session_no << 32) + before;
+                    let params = params![after, before, query.role, page.limit + 1, offset];
+                    let map = |row: &Row<'_>| message_row(row, session_id, scope.project_id);
+                    let messages = reader.query(sql, params, map, message_bytes)?;
+                    Ok(Page::cut(messages, page.limit, |message: &Message| MessagePosition { seq: message.seq }))
+                })
+            })
+            .await
+    }
+
+    async fn update_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        patch: MessagePatch,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError> {
+        let scope = scope.clone();
+        let bytes = patch.content.as_ref().map_or(0, String::len) + json_bytes(patch.payload.as_ref());
+        self.writer
+            .write(bytes, move |connection| {
+                let mut message = find_message(connection, &scope, message_id)?;
+                expected.check(message.version)?;
+                let before = message.token_count;
+                if patch.apply(&mut message, now)? {
+                    let row = row_number(connection, message_id)?;
+                    connection.prepare_cached(UPDATE_MESSAGE)?.execute(params![
+                        row,
+                        message.role,
+                        message.status.as_str(),
+                        message.content,
+                        message.payload.as_ref().map(RawJson::as_str),
+                        message.metadata.as_str(),
+                        message.context.as_ref().map(RawJson::as_str),
+                        message.token_count,
+                        message.version,
+                        message.updated_at.as_micros(),
+                    ])?;
+                    touch_session(connection, row >> 32, 0, before, message.token_count, now)?;
+                }
+                Ok(message)
+            })
+            .await
+    }
+
+    async fn delete_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError> {
+        let scope = scope.clone();
+        self.writer
+            .write(0, move |connection| {
+                let message = find_message(connection, &scope, message_id)?;
+                expected.check(message.version)?;
+                let row = row_number(connection, message_id)?;
+                let at = now.max(message.updated_at).as_micros();
+                connection.prepare_cached(DELETE_MESSAGE)?.execute(params![row, message.version + 1, at])?;
+                touch_session(connection, row >> 32, -1, message.token_count, None, now)?;
+                Ok(message)
+            })
+            .await
+    }
+}
+
+const SELECT_MESSAGE_NO: &str = "select message_no from messages where message_id = ?1";
+
+fn row_number(connection: &Connection, message_id: MessageId) -> rusqlite::Result<i64> {
+    connection.prepare_cached(SELECT_MESSAGE_NO)?.query_row(params![message_id.as_bytes()], |row| row.get(0))
+}
+
+/// The counters an append moves.
+struct Counters {
+    session_no: i64,
+    last_seq: i64,
+    message_count: i64,
+    token_count: Option<i64>,
+    updated_at: Timestamp,
+    last_message_at: Option<Timestamp>,
+    updated_hour: i64,
+    active_hour: i64,
+}
+
+fn append(
+    connection: &Connection,
+    scope: &Scope,
+    session_id: SessionId,
+    messages: Vec<NewMessage>,
+    now: Timestamp,
+) -> Result<Vec<Message>, Failure> {
+    let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
+    let counters = connection.prepare_cached(SELECT_SESSION_COUNTERS)?.query_row(params, counters_row).optional()?;
+    let mut counters = counters.ok_or(StoreError::NotFound)?;
+    let session_no = counters.session_no;
+    let mut stored = Vec::with_capacity(messages.len());
+    for (n, new) in messages.into_iter().enumerate() {
+        if let Some(parent_id) = new.parent_id {
+            require_parent(connection, session_no, parent_id, n)?;
+        }
+        counters.last_seq += 1;
+        if counters.last_seq >= SEQ_END {
+            return Err(StoreError::Invalid {
+                pointer: String::new(),
+                detail: "exceeds the messages a session can hold".to_owned(),
+            }
+            .into());
+        }
+        let message = new.into_message(scope.project_id, session_id, counters.last_seq, now);
+        insert_message(connection, session_no, &message)?;
+        counters.token_count = plus_tokens(counters.token_count, message.token_count);
+        stored.push(message);
+    }
+    counters.message_count += i64::try_from(stored.len()).unwrap_or(i64::MAX);
+    move_counters(connection, &counters, now)?;
+    Ok(stored)
+}
+
+fn counters_row(row: &Row<'_>) -> rusqlite::Result<Counters> {
+    Ok(Counters {
+        session_no: row.get(0)?,
+        last_seq: row.get(1)?,
+        message_count: row.get(2)?,
+        token_count: row.get(3)?,
+        updated_at: time_column(row, 4)?,
+        last_message_at: time_column_opt(row, 5)?,
+        updated_hour: row.get(6)?,
+        active_hour: row.get(7)?,
+    })
+}
+
+fn move_counters(connection: &Connection, counters: &Counters, now: Timestamp) -> rusqlite::Result<()> {
+    let updated_at = now.max(counters.updated_at);
+    let last_message_at = counters.last_message_at.map_or(now, |at| at.max(now));
+    connection.prepare_cached(UPDATE_SESSION_APPENDED)?.execute(params![
+        counters.session_no,
+        counters.last_seq,
+        counters.message_count,
+        counters.token_count,
+        updated_at.as_micros(),
+        last_message_at.as_micros(),
+    ])?;
+    let hours = (updated_at.hour(), last_message_at.hour());
+    if hours != (counters.updated_hour, counters.active_hour) {
+        connection.prepare_cached(UPDATE_SESSION_HOURS)?.execute(params![counters.session_no, hours.0, hours.1])?;
+    }
+    Ok(())
+}
+
+fn require_parent(connection: &Connection, session_no: i64, parent_id: MessageId, n: usize) -> Result<(), Failure> {
+    let params = params![parent_id.as_bytes(), session_no];
+    let exists: bool = connection.prepare_cached(SELECT_PARENT)?.query_row(params, |row| row.get(0))?;
+    if exists {
+        return Ok(());
+    }
+    Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail: "is no message of this session".to_owned() }
+        .into())
+}
+
+/// Stores a message as it is.
+pub(crate) fn insert_message(connection: &Connection, session_no: i64, message: &Message) -> rusqlite::Result<()> {
+    let inserted = connection.prepare_cached(INSERT_MESSAGE)?.execute(params![
+        message_no(session_no, message.seq),
+        message.message_id.as_bytes(),
+        message.parent_id.as_ref().map(MessageId::as_bytes),
+        message.role,
+        message.kind,
+        message.status.as_str(),
+        message.content,
+        message.payload.as_ref().map(RawJson::as_str),
+        message.metadata.as_str(),
+        message.context.as_ref().map(RawJson::as_str),
+        message.external_id,
+        message.token_count,
+        message.version,
+        message.created_at.as_micros(),
+        message.updated_at.as_micros(),
+        message.deleted_at.map(Timestamp::as_micros),
+    ]);
+    inserted.map(drop)
+}
+
+fn find_message(connection: &Connection, scope: &Scope, message_id: MessageId) -> Result<Message, Failure> {
+    let params = params![message_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
+    let message = connection.prepare_cached(SELECT_MESSAGE)?.query_row(params, owned_message_row).optional()?;
+    Ok(message.ok_or(StoreError::NotFound)?)
+}
+
+/// Moves a session's counters after a message of it was changed or deleted.
+fn touch_session(
+    connection: &Connection,
+    session_no: i64,
+    messages: i64,
+    tokens_before: Option<i64>,
+    tokens_after: Option<i64>,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let map = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, time_column(row, 2)?));
+    let (count, tokens, updated_at) =
+        connection.prepare_cached(SELECT_SESSION_TOUCHED)?.query_row(params![session_no], map)?;
+    let tokens = plus_tokens(tokens, tokens_before.map(|tokens| -tokens));
+    let tokens = plus_tokens(tokens, tokens_after);
+    let updated_at = now.max(updated_at);
+    connection.prepare_cached(UPDATE_SESSION_TOUCHED)?.execute(params![
+        session_no,
+        count + messages,
+        tokens,
+        updated_at.as_micros()
+    ])?;
+    note_hour(connection, session_no, updated_at)
+}
+
+/// The sum of token counts, `None` while nobody gave one.
+pub(crate) fn plus_tokens(sum: Option<i64>, tokens: Option<i64>) -> Option<i64> {
+    match (sum, tokens) {
+        (sum, None) => sum,
+        (sum, Some(tokens)) => Some(sum.unwrap_or(0).saturating_add(tokens)),
+    }
+}
+
+/// The statement of a list and its bounds: after which and before which `seq`, and the offset.
+fn list_bounds(query: &MessageQuery, page: &PageRequest<MessagePosition>) -> (&'static str, i64, i64, i64) {
+    let mut after = query.after_seq.unwrap_or(0).clamp(0, SEQ_END - 1);
+    let mut before = query.before_seq.unwrap_or(SEQ_END).clamp(0, SEQ_END);
+    let mut offset = 0;
+    match (&page.start, query.order) {
+        (PageStart::Offset(n), _) => offset = i64::try_from(*n).unwrap_or(i64::MAX),
+        (PageStart::After(position), Order::Asc) => after = after.max(position.seq),
+        (PageStart::After(position), Order::Desc) => before = before.min(position.seq),
+    }
+    let sql = match query.order {
+        Order::Asc => LIST_MESSAGES_ASC,
+        Order::Desc => LIST_MESSAGES_DESC,
+    };
+    (sql, after, before, offset)
+}
+
+/// Reads a row of `message_columns!` of a known session.
+pub(crate) fn message_row(row: &Row<'_>, session_id: SessionId, project_id: ProjectId) -> rusqlite::Result<Message> {
+    let status: String = row.get(5)?;
+    let status = MessageStatus::parse(&status).ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(5, Type::Text, format!("unknown status {status}").into())
+    })?;
+    Ok(Message {
+        message_id: id_column(row, 1)?.into(),
+        session_id,
+        project_id,
+        seq: row.get::<_, i64>(0)? & (SEQ_END - 1),
+        parent_id: row.get::<_, Option<[u8; 16]>>(2)?.map(|id| Uuid::from_bytes(id).into()),
+        role: row.get(3)?,
+        kind: row.get(4)?,
+        status,
+        content: row.get(6)?,
+        payload: json_column_opt(row, 7)?,
+        metadata: json_column(row, 8)?,
+        context: json_column_opt(row, 9)?,
+        external_id: row.get(10)?,
+        token_count: row.get(11)?,
+        version: row.get(12)?,
+        created_at: time_column(row, 13)?,
+        updated_at: time_column(row, 14)?,
+        deleted_at: time_column_opt(row, 15)?,
+    })
+}
+
+/// Reads a row that also names its session and project.
+fn owned_message_row(row: &Row<'_>) -> rusqlite::Result<Message> {
+    message_row(row, id_column(row, 16)?.into(), id_column(row, 17)?.into())
+}
+
+fn json_bytes(json: Option<&RawJson>) -> usize {
+    json.map_or(0, |json| json.as_str().len())
+}
+
+fn message_bytes(message: &Message) -> usize {
+    message.content.len() + json_bytes(message.payload.as_ref()) + json_bytes(message.context.as_ref())
+}
+
+fn new_message_bytes(message: &NewMessage) -> usize {
+    256 + message.content.len()
+        + json_bytes(message.payload.as_ref())
+        + json_bytes(message.context.as_ref())
+        + message.metadata.as_str().len()
+}

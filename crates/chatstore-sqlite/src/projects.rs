@@ -1,0 +1,40 @@
+//! Projects in SQLite.
+
+use async_trait::async_trait;
+use chatstore_core::projects::{Project, ProjectStore};
+use chatstore_core::store::StoreError;
+use rusqlite::{Row, params};
+
+use crate::SqliteStore;
+use crate::sessions::{id_column, time_column};
+
+const INSERT_PROJECT: &str = "insert into projects (project_id, name, created_at) values (?1, ?2, ?3)";
+const SELECT_PROJECT: &str = "select project_id, name, created_at from projects where name = ?1";
+
+#[cfg(test)]
+pub(crate) const STATEMENTS: &[&str] = &[INSERT_PROJECT, SELECT_PROJECT];
+
+#[async_trait]
+impl ProjectStore for SqliteStore {
+    async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+        self.writer
+            .write(project.name.len(), move |connection| {
+                connection.prepare_cached(INSERT_PROJECT)?.execute(params![
+                    project.project_id.as_bytes(),
+                    project.name,
+                    project.created_at.as_micros()
+                ])?;
+                Ok(project)
+            })
+            .await
+    }
+
+    async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
+        let name = name.to_owned();
+        self.readers.read(move |reader| reader.query_row(SELECT_PROJECT, params![name], project_row)).await
+    }
+}
+
+fn project_row(row: &Row<'_>) -> rusqlite::Result<Project> {
+    Ok(Project { project_id: id_column(row, 0)?.into(), name: row.get(1)?, created_at: time_column(row, 2)? })
+}

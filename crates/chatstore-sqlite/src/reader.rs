@@ -1,0 +1,224 @@
+//! The connections that read. WAL readers never wait for the writer, so a quick read runs where
+//! it is called; one that turns out long is stopped and run again on a thread made for waiting.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chatstore_core::store::StoreError;
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Params, Row, ffi};
+use tokio::sync::Semaphore;
+
+use crate::connection;
+use crate::error::{OpenError, store_error};
+use crate::writer::Failure;
+
+/// Instructions of SQLite's machine between two looks at the budget.
+const STEPS_A_LOOK: i32 = 1_000;
+/// What a read may cost where it is called: about a millisecond of instructions …
+const QUICK_LOOKS_MAX: u64 = 50;
+/// … and this much text.
+const QUICK_BYTES_MAX: u64 = 1 << 20;
+/// How long any read may take.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections kept for quick reads; they run on the runtime's workers, so few are in use at once.
+const QUICK_CONNECTIONS: usize = 4;
+
+/// What a read has used, shared with the connection's progress handler.
+struct Budget {
+    looks: AtomicU64,
+    bytes: AtomicU64,
+    limits: Mutex<Limits>,
+}
+
+#[derive(Clone, Copy)]
+enum Limits {
+    Quick,
+    Until(Instant),
+}
+
+impl Budget {
+    fn start(&self, limits: Limits) {
+        self.looks.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    fn is_spent(&self) -> bool {
+        match *self.limits.lock().unwrap_or_else(PoisonError::into_inner) {
+            Limits::Quick => {
+                self.looks.load(Ordering::Relaxed) > QUICK_LOOKS_MAX
+                    || self.bytes.load(Ordering::Relaxed) > QUICK_BYTES_MAX
+            }
+            Limits::Until(deadline) => Instant::now() > deadline,
+        }
+    }
+}
+
+/// A connection that reads, with the budget of the read that has it.
+pub(crate) struct Reader {
+    connection: Connection,
+    budget: Arc<Budget>,
+}
+
+impl Reader {
+    fn open(path: &Path) -> Result<Self, OpenError> {
+        let mut connection = connection::open_reader(path)?;
+        let budget =
+            Arc::new(Budget { looks: AtomicU64::new(0), bytes: AtomicU64::new(0), limits: Mutex::new(Limits::Quick) });
+        let watched = budget.clone();
+        let handler = move || {
+            watched.looks.fetch_add(1, Ordering::Relaxed);
+            watched.is_spent()
+        };
+        connection.progress_handler(STEPS_A_LOOK, Some(handler)).map_err(OpenError::at(path))?;
+        Ok(Self { connection, budget })
+    }
+
+    /// The row, if there is one.
+    pub(crate) fn query_row<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Failure> {
+        Ok(self.prepare(sql)?.query_row(params, map).optional()?)
+    }
+
+    /// All rows; `bytes` tells how much text one holds.
+    pub(crate) fn query<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        map: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<Vec<T>, Failure> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(params)?;
+        let mut items = Vec::new();
+        while let Some(row) = rows.next()? {
+            let item = map(row)?;
+            self.budget.bytes.fetch_add(bytes(&item) as u64, Ordering::Relaxed);
+            if self.budget.is_spent() {
+                return Err(interrupted().into());
+            }
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    /// Runs `read` on one snapshot of the file.
+    pub(crate) fn snapshot<T>(&self, read: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        self.prepare("begin")?.execute(())?;
+        let result = read();
+        if !self.connection.is_autocommit() {
+            self.prepare("commit")?.execute(())?;
+        }
+        result
+    }
+
+    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.connection.prepare_cached(sql)
+    }
+}
+
+fn interrupted() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None)
+}
+
+fn is_interrupted(failure: &Failure) -> bool {
+    matches!(failure, Failure::Sqlite(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted))
+}
+
+/// The pool.
+pub(crate) struct Readers {
+    quick: Mutex<Vec<Reader>>,
+    long: Mutex<Vec<Reader>>,
+    long_places: Semaphore,
+}
+
+impl Readers {
+    pub(crate) fn open(path: &Path, long: usize) -> Result<Self, OpenError> {
+        let long = long.max(1);
+        let open = |n| (0..n).map(|_| Reader::open(path)).collect::<Result<Vec<_>, _>>();
+        Ok(Self {
+            quick: Mutex::new(open(QUICK_CONNECTIONS)?),
+            long: Mutex::new(open(long)?),
+            long_places: Semaphore::new(long),
+        })
+    }
+
+    /// Runs `read`, which may run twice: here first, then on a thread of its own if it is long.
+    pub(crate) async fn read<T, F>(self: &Arc<Self>, read: F) -> Result<T, StoreError>
+    where
+        F: Fn(&Reader) -> Result<T, Failure> + Send + 'static,
+        T: Send + 'static,
+    {
+        match self.read_quick(&read) {
+            Some(result) => result.map_err(answer),
+            None => self.read_long(read).await,
+        }
+    }
+
+    /// Drops the connections; reads that come later fail.
+    pub(crate) fn close(&self) {
+        self.long_places.close();
+        for pool in [&self.quick, &self.long] {
+            pool.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    /// `None` if no connection is free or the read is too long for here.
+    fn read_quick<T>(&self, read: impl Fn(&Reader) -> Result<T, Failure>) -> Option<Result<T, Failure>> {
+        let reader = pop(&self.quick)?;
+        reader.budget.start(Limits::Quick);
+        let result = read(&reader);
+        self.put_back(&self.quick, reader);
+        match result {
+            Err(failure) if is_interrupted(&failure) => None,
+            result => Some(result),
+        }
+    }
+
+    async fn read_long<T, F>(self: &Arc<Self>, read: F) -> Result<T, StoreError>
+    where
+        F: Fn(&Reader) -> Result<T, Failure> + Send + 'static,
+        T: Send + 'static,
+    {
+        let closed = || StoreError::Unavailable { reason: "the store is closed".to_owned() };
+        let readers = self.clone();
+        let result = tokio::task::spawn_blocking({
+            let _place = self.long_places.acquire().await.map_err(|_| closed())?;
+            move || {
+                let reader = pop(&readers.long)?;
+                reader.budget.start(Limits::Until(Instant::now() + READ_DEADLINE));
+                let result = read(&reader);
+                readers.put_back(&readers.long, reader);
+                Some(result)
+            }
+        });
+        match result.await {
+            Ok(Some(result)) => result.map_err(answer),
+            Ok(None) => Err(closed()),
+            Err(_) => Err(StoreError::internal("a read panicked")),
+        }
+    }
+
+    fn put_back(&self, pool: &Mutex<Vec<Reader>>, reader: Reader) {
+        if !self.long_places.is_closed() {
+            pool.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        }
+    }
+}
+
+fn pop(pool: &Mutex<Vec<Reader>>) -> Option<Reader> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
+
+fn answer(failure: Failure) -> StoreError {
+    match failure {
+        Failure::Answer(error) => error,
+        Failure::Sqlite(error) => store_error(error),
+    }
+}

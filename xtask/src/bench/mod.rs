@@ -1,0 +1,261 @@
+//! `cargo xtask bench`: what the release binary costs and how long it takes, beside the limits of the same machine.
+//!
+//! Two limits are measured in the same run: a bare echo of the same bytes over `axum::serve`, and a plain loop of the same
+//! inserts on SQLite. What is measured against a limit takes turns with it, because machines are noisy.
+
+mod baseline;
+mod client;
+pub(crate) mod echo;
+mod histogram;
+mod load;
+mod machine;
+mod reads;
+mod report;
+mod server_process;
+mod start;
+mod store;
+mod writes;
+
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use self::{
+    load::{Load, Requests, Run, block_on, closed_loop},
+    machine::Machine,
+    report::{Measurement, Report},
+    server_process::ServerProcess,
+    store::{Seeded, Workspace},
+};
+use crate::test::{cargo, root};
+
+/// What `bench` takes.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Also write everything as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter runs and smaller stores: about two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Measure this binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    bin_path: Option<PathBuf>,
+    /// What to measure [default: everything]
+    #[arg(value_enum, value_name = "NAME")]
+    names: Vec<Scenario>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// Start time, idle memory and the size of the binary
+    Start,
+    /// The plain SQLite loop, and appends of one message at 1, 16, 64 and 256 connections
+    Append,
+    /// Appends of 100 messages at once
+    Batch,
+    /// A page of 50 messages, one session, lists of 50 sessions
+    Reads,
+    /// Pages at the start and deep in a session of 100,000 messages
+    Depth,
+    /// Pages and sessions in a small and in a large store
+    Size,
+    /// Appends at a constant rate, half of what a closed loop reaches
+    Open,
+}
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    repeats: usize,
+    warmup: Duration,
+    measure: Duration,
+    messages_small: usize,
+    messages_large: usize,
+    open_loop: Duration,
+}
+
+impl Plan {
+    fn new(quick: bool) -> Self {
+        let millis = Duration::from_millis;
+        if quick {
+            Self {
+                repeats: 3,
+                warmup: millis(200),
+                measure: millis(700),
+                messages_small: 10_000,
+                messages_large: 100_000,
+                open_loop: millis(4000),
+            }
+        } else {
+            Self {
+                repeats: 5,
+                warmup: millis(500),
+                measure: millis(2000),
+                messages_small: 10_000,
+                messages_large: 1_000_000,
+                open_loop: millis(20_000),
+            }
+        }
+    }
+}
+
+/// One of the things that take turns.
+struct Target<'a> {
+    name: String,
+    server: &'a ServerProcess,
+    requests: Requests,
+}
+
+impl<'a> Target<'a> {
+    fn new(name: impl Into<String>, server: &'a ServerProcess, requests: Vec<Vec<u8>>) -> Self {
+        Self { name: name.into(), server, requests: Rc::new(requests) }
+    }
+}
+
+/// What every scenario works with.
+struct Bench {
+    binary: PathBuf,
+    plan: Plan,
+    report: Report,
+    seeded: Seeded,
+    echo: ServerProcess,
+    // Dropped last: the servers above live in it.
+    workspace: Workspace,
+}
+
+impl Bench {
+    /// Measures targets in turn, again and again, with the same number of connections.
+    fn take_turns(&self, connections: usize, targets: &[Target<'_>]) -> Result<Vec<Measurement>> {
+        let mut runs: Vec<Vec<Run>> = targets.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.plan.repeats {
+            for (target, runs) in targets.iter().zip(&mut runs) {
+                let load = self.load(target, connections);
+                runs.push(check(block_on(closed_loop(&load)), &target.name, connections)?);
+            }
+        }
+        let measured = targets
+            .iter()
+            .zip(&runs)
+            .map(|(target, runs)| Ok(Measurement::new(&target.name, connections, runs, target.server.rss_mib()?)));
+        measured.collect()
+    }
+
+    fn load<'a>(&self, target: &Target<'a>, connections: usize) -> Load<'a> {
+        Load {
+            server: target.server,
+            requests: Rc::clone(&target.requests),
+            connections,
+            warmup: self.plan.warmup,
+            measure: self.plan.measure,
+        }
+    }
+
+    /// Starts a server on a copy of the seeded store.
+    fn start_seeded(&self, name: &str) -> Result<ServerProcess> {
+        let folder = self.workspace.copy(&self.seeded.folder, name)?;
+        ServerProcess::start_chatstore(&self.binary, &folder)
+    }
+
+    fn run(&mut self, scenario: Scenario) -> Result<()> {
+        let started = Instant::now();
+        eprint!("{scenario:?} …");
+        let outcome = match scenario {
+            Scenario::Start => start::start(self),
+            Scenario::Append => writes::append(self),
+            Scenario::Batch => writes::batch(self),
+            Scenario::Reads => reads::reads(self),
+            Scenario::Depth => reads::depth(self),
+            Scenario::Size => reads::size(self),
+            Scenario::Open => writes::open(self),
+        };
+        eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
+        outcome
+    }
+}
+
+/// A run with a single failed request says nothing about the others.
+fn check(run: Result<Run>, name: &str, connections: usize) -> Result<Run> {
+    let run = run.with_context(|| format!("{name} at {connections} connections"))?;
+    ensure!(
+        run.errors == 0,
+        "{name} at {connections} connections: {} requests failed, the first with: {}",
+        run.errors,
+        run.first_error.as_deref().unwrap_or_default()
+    );
+    ensure!(run.histogram.total() > 0, "{name} at {connections} connections: no request was answered");
+    Ok(run)
+}
+
+/// Measures, prints the report, and fails only when something could not be measured.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if cfg!(debug_assertions) {
+        return run_release();
+    }
+    let program = std::env::current_exe()?;
+    let profile = program.parent().context("this program is in no folder")?;
+    let binary = match &args.bin_path {
+        Some(path) => path.canonicalize().with_context(|| format!("no binary at {}", path.display()))?,
+        None => build(profile)?,
+    };
+    let started = Instant::now();
+    let workspace = Workspace::create(profile.parent().unwrap_or(profile))?;
+    let plan = Plan::new(args.quick);
+    let machine = Machine::read(workspace.root())?;
+    eprint!("seeding …");
+    let seeded = Seeded::create(&binary, &workspace)?;
+    let echo = ServerProcess::start_echo()?;
+    let report = Report::new(machine, method(&plan, &binary));
+    let mut bench = Bench { binary, plan, report, seeded, echo, workspace };
+    eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
+    for scenario in Scenario::value_variants() {
+        if args.names.is_empty() || args.names.contains(scenario) {
+            bench.run(*scenario)?;
+        }
+    }
+    bench.report.fact("the whole run", started.elapsed().as_secs_f64(), "s");
+    println!("{}", bench.report.table());
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&bench.report)?;
+        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    bench.echo.kill()
+}
+
+/// Does the same again in a release build: a slow generator would measure itself.
+fn run_release() -> Result<()> {
+    let given = std::env::args_os().skip(1);
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--locked", "--manifest-path"]).arg(root().join("Cargo.toml"));
+    let status = command.args(["--package", "xtask", "--"]).args(given).status()?;
+    ensure!(status.success(), "the benchmark failed ({status})");
+    Ok(())
+}
+
+/// Builds the release binary beside this program.
+fn build(profile: &Path) -> Result<PathBuf> {
+    let target = profile.parent().context("this program is in no target folder")?;
+    let mut command = cargo();
+    command.args(["build", "--release", "--locked", "--package", "chatstore", "--target-dir"]).arg(target);
+    let status = command.current_dir(root()).status()?;
+    ensure!(status.success(), "the release binary could not be built ({status})");
+    Ok(profile.join("chatstore"))
+}
+
+fn method(plan: &Plan, binary: &Path) -> Vec<String> {
+    vec![
+        format!("binary: {}", binary.display()),
+        format!(
+            "each row: {} runs of {:?} after {:?} of warm-up, taking turns with what it is compared with;",
+            plan.repeats, plan.measure, plan.warmup
+        ),
+        "throughput and CPU are medians of the runs, percentiles are over all their requests.".to_owned(),
+        "the generator (one thread, HTTP/1.1 keep-alive over loopback) and the server share the machine;".to_owned(),
+        "CPU is user + system time of the server process a request; durable commits, request log on.".to_owned(),
+    ]
+}

@@ -1,0 +1,36 @@
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci` and `cargo xtask bench`.
+
+mod bench;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Format check, clippy, every test, and the documentation: what has to pass before a change is taken
+    Test(test::TestArgs),
+    /// Everything `test` runs, and `cargo deny` over licences, bans and sources
+    Ci(test::TestArgs),
+    /// Measure the release binary against a bare echo and a plain SQLite loop on this machine
+    Bench(bench::BenchArgs),
+    /// The bare echo server that `bench` compares with
+    #[command(hide = true)]
+    BenchEcho(bench::echo::EchoArgs),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Test(args) => test::test(&args),
+        Command::Ci(args) => test::ci(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchEcho(args) => bench::echo::serve(&args),
+    }
+}
