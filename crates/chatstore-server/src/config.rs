@@ -40,145 +40,43 @@ pub struct Setting {
 }
 
 const fn plain(group: &'static str, name: &'static str, help: &'static str) -> Setting {
-    Setting {
-        name,
-        group,
-        secret: false,
-        help,
-    }
+    Setting { name, group, secret: false, help }
 }
 
 const fn secret(group: &'static str, name: &'static str, help: &'static str) -> Setting {
-    Setting {
-        name,
-        group,
-        secret: true,
-        help,
-    }
+    Setting { name, group, secret: true, help }
 }
 
 /// Every setting, in the order of `config.default.toml`.
 pub const SETTINGS: &[Setting] = &[
     plain("Network", "host", "Address to listen on"),
-    plain(
-        "Network",
-        "port",
-        "TCP port to listen on; 0 takes any free port",
-    ),
-    plain(
-        "Network",
-        "unix_socket",
-        "Unix socket to listen on instead of TCP",
-    ),
-    secret(
-        "Storage",
-        "database_url",
-        "Where conversations are stored: sqlite:PATH or postgres://…",
-    ),
-    plain(
-        "Storage",
-        "auto_migrate",
-        "Bring the database schema up to date at start",
-    ),
-    plain(
-        "Storage",
-        "pgvector_dimension",
-        "Number of dimensions of an embedding",
-    ),
+    plain("Network", "port", "TCP port to listen on; 0 takes any free port"),
+    plain("Network", "unix_socket", "Unix socket to listen on instead of TCP"),
+    secret("Storage", "database_url", "Where conversations are stored: sqlite:PATH or postgres://…"),
+    plain("Storage", "auto_migrate", "Bring the database schema up to date at start"),
+    plain("Storage", "pgvector_dimension", "Number of dimensions of an embedding"),
     secret("Access", "api_key", "Key that callers must present"),
     secret("Access", "secret_key", "Key that signs user tokens"),
-    plain(
-        "Access",
-        "rate_limit",
-        "Requests a caller may make, such as 30/minute or 100/hour;10/second",
-    ),
-    plain(
-        "Logging",
-        "log_level",
-        "Least severe level to log, from trace to off",
-    ),
-    plain(
-        "Logging",
-        "log_format",
-        "Form of a log line: auto, human or json",
-    ),
+    plain("Access", "rate_limit", "Requests a caller may make, such as 30/minute or 100/hour;10/second"),
+    plain("Logging", "log_level", "Least severe level to log, from trace to off"),
+    plain("Logging", "log_format", "Form of a log line: auto, human or json"),
     plain("Logging", "debug", "Log more, for development"),
-    plain(
-        "Limits",
-        "content_bytes_max",
-        "Largest content of one message, in bytes",
-    ),
+    plain("Limits", "content_bytes_max", "Largest content of one message, in bytes"),
     plain("Limits", "body_bytes_max", "Largest request body, in bytes"),
-    plain(
-        "Limits",
-        "connections_max",
-        "Connections open at the same time",
-    ),
-    plain(
-        "Limits",
-        "body_bytes_per_second_min",
-        "Slowest rate at which a request body may arrive",
-    ),
-    plain(
-        "Timeouts",
-        "request_timeout_ms",
-        "Time for handling one request",
-    ),
-    plain(
-        "Timeouts",
-        "body_read_timeout_ms",
-        "Time for a request body to arrive",
-    ),
-    plain(
-        "Timeouts",
-        "first_byte_timeout_ms",
-        "Time for the first byte on a new connection",
-    ),
-    plain(
-        "Timeouts",
-        "header_read_timeout_ms",
-        "Time for the header of a request to arrive",
-    ),
-    plain(
-        "Timeouts",
-        "idle_timeout_ms",
-        "Time a connection may stay open between requests",
-    ),
-    plain(
-        "Timeouts",
-        "write_stall_timeout_ms",
-        "Time a caller may take nothing of a response",
-    ),
-    plain(
-        "Timeouts",
-        "drain_timeout_ms",
-        "Time for requests under way to end at a stop",
-    ),
-    plain(
-        "SQLite",
-        "sqlite_synchronous",
-        "When a commit counts as done: full or normal",
-    ),
-    plain(
-        "SQLite",
-        "sqlite_write_queue_max",
-        "Writes that may wait for the writer",
-    ),
-    plain(
-        "SQLite",
-        "sqlite_batch_max",
-        "Writes that may share one commit",
-    ),
-    plain(
-        "SQLite",
-        "sqlite_readers",
-        "Connections that read; 0 decides by the number of cores",
-    ),
-    plain(
-        "Runtime",
-        "worker_threads",
-        "Threads that serve requests; 0 decides by the number of cores",
-    ),
+    plain("Limits", "connections_max", "Connections open at the same time"),
+    plain("Limits", "body_bytes_per_second_min", "Slowest rate at which a request body may arrive"),
+    plain("Timeouts", "request_timeout_ms", "Time for handling one request"),
+    plain("Timeouts", "body_read_timeout_ms", "Time for a request body to arrive"),
+    plain("Timeouts", "first_byte_timeout_ms", "Time for the first byte on a new connection"),
+    plain("Timeouts", "header_read_timeout_ms", "Time for the header of a request to arrive"),
+    plain("Timeouts", "idle_timeout_ms", "Time a connection may stay open between requests"),
+    plain("Timeouts", "write_stall_timeout_ms", "Time a caller may take nothing of a response"),
+    plain("Timeouts", "drain_timeout_ms", "Time for requests under way to end at a stop"),
+    plain("SQLite", "sqlite_synchronous", "When a commit counts as done: full or normal"),
+    plain("SQLite", "sqlite_write_queue_max", "Writes that may wait for the writer"),
+    plain("SQLite", "sqlite_batch_max", "Writes that may share one commit"),
+    plain("SQLite", "sqlite_readers", "Connections that read; 0 decides by the number of cores"),
+    plain("Runtime", "worker_threads", "Threads that serve requests; 0 decides by the number of cores"),
 ];
 
 /// The settings, each checked and typed. `Debug` shows no secret.
@@ -282,8 +180,7 @@ impl Config {
             content_bytes_max: values.integer("content_bytes_max", 1..=268_435_456)?,
             body_bytes_max: values.integer("body_bytes_max", 1..=1_073_741_824)?,
             connections_max: values.integer("connections_max", 1..=1_000_000)?,
-            body_bytes_per_second_min: values
-                .integer("body_bytes_per_second_min", 0..=1_073_741_824)?,
+            body_bytes_per_second_min: values.integer("body_bytes_per_second_min", 0..=1_073_741_824)?,
             request_timeout: timeout("request_timeout_ms")?,
             body_read_timeout: timeout("body_read_timeout_ms")?,
             first_byte_timeout: timeout("first_byte_timeout_ms")?,
@@ -324,10 +221,7 @@ pub fn command_args() -> Vec<Arg> {
     let defaults: toml::Table = DEFAULTS.parse().expect("a test reads the defaults");
     let settings = KEYS.iter().map(|key| {
         let help = match defaults.get(&key.name) {
-            _ if key.is_file => format!(
-                "File that holds the value of --{}",
-                key.setting.name.replace('_', "-")
-            ),
+            _ if key.is_file => format!("File that holds the value of --{}", key.setting.name.replace('_', "-")),
             Some(toml::Value::String(text)) => format!("{} [default: {text}]", key.setting.help),
             Some(default) => format!("{} [default: {default}]", key.setting.help),
             None => key.setting.help.to_owned(),
@@ -340,18 +234,10 @@ pub fn command_args() -> Vec<Arg> {
             .help_heading(key.setting.group)
     });
     let files = [
-        Arg::new("config")
-            .long("config")
-            .help("TOML file of settings [default: chatstore.toml, if it exists]"),
-        Arg::new("env_file")
-            .long("env-file")
-            .help("File of variables [default: .env, if it exists]"),
+        Arg::new("config").long("config").help("TOML file of settings [default: chatstore.toml, if it exists]"),
+        Arg::new("env_file").long("env-file").help("File of variables [default: .env, if it exists]"),
     ];
-    files
-        .map(|arg| arg.value_name("FILE").help_heading("Settings"))
-        .into_iter()
-        .chain(settings)
-        .collect()
+    files.map(|arg| arg.value_name("FILE").help_heading("Settings")).into_iter().chain(settings).collect()
 }
 
 #[cfg(test)]
@@ -398,57 +284,32 @@ mod tests {
 
     fn message(result: Result<Config, ConfigError>) -> String {
         let message = result.unwrap_err().to_string();
-        assert!(
-            !message.contains('\n') && !message.contains("hush"),
-            "{message}"
-        );
+        assert!(!message.contains('\n') && !message.contains("hush"), "{message}");
         message
     }
 
     fn listed(config: &Config, name: &str) -> (Option<String>, String) {
-        let listed = config
-            .listing()
-            .into_iter()
-            .find(|listed| listed.name == name)
-            .unwrap();
+        let listed = config.listing().into_iter().find(|listed| listed.name == name).unwrap();
         (listed.value, listed.origin)
     }
 
     /// The keys of a file, those behind a `# ` included.
     fn documented(text: &str, equals: &str) -> BTreeSet<String> {
-        let lines = text
-            .lines()
-            .map(|line| line.strip_prefix("# ").unwrap_or(line));
-        let keys = lines
-            .filter_map(|line| line.split_once(equals))
-            .map(|(key, _)| key.to_owned());
-        keys.filter(|key| key.chars().all(|c| c.is_ascii_alphabetic() || c == '_'))
-            .collect()
+        let lines = text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line));
+        let keys = lines.filter_map(|line| line.split_once(equals)).map(|(key, _)| key.to_owned());
+        keys.filter(|key| key.chars().all(|c| c.is_ascii_alphabetic() || c == '_')).collect()
     }
 
     #[test]
     fn defaults_are_what_they_are_documented_to_be() {
         let config = Config::load(&bare(&here())).unwrap();
         assert_eq!((config.host.as_str(), config.port), ("127.0.0.1", 8000));
-        assert!(
-            matches!(&config.database_url, DatabaseUrl::Sqlite(path) if path == Path::new("./data/chatstore.db"))
-        );
-        assert!(
-            config.unix_socket.is_none() && config.api_key.is_none() && config.secret_key.is_none()
-        );
+        assert!(matches!(&config.database_url, DatabaseUrl::Sqlite(path) if path == Path::new("./data/chatstore.db")));
+        assert!(config.unix_socket.is_none() && config.api_key.is_none() && config.secret_key.is_none());
         assert!(config.rate_limit.is_empty() && config.auto_migrate && !config.debug);
-        assert_eq!(
-            (config.log_level, config.log_format),
-            (LogLevel::Info, LogFormat::Auto)
-        );
-        assert_eq!(
-            (config.content_bytes_max, config.body_bytes_max),
-            (1_048_576, 16_777_216)
-        );
-        assert_eq!(
-            (config.body_bytes_per_second_min, config.connections_max),
-            (1024, 10_000)
-        );
+        assert_eq!((config.log_level, config.log_format), (LogLevel::Info, LogFormat::Auto));
+        assert_eq!((config.content_bytes_max, config.body_bytes_max), (1_048_576, 16_777_216));
+        assert_eq!((config.body_bytes_per_second_min, config.connections_max), (1024, 10_000));
         assert_eq!(config.pgvector_dimension, 1536);
         let timeouts = [
             (config.request_timeout, 30_000),
@@ -463,17 +324,10 @@ mod tests {
             assert_eq!(timeout, Duration::from_millis(milliseconds));
         }
         assert_eq!(config.sqlite_synchronous, SqliteSynchronous::Full);
-        assert_eq!(
-            (config.sqlite_write_queue_max, config.sqlite_batch_max),
-            (4096, 256)
-        );
+        assert_eq!((config.sqlite_write_queue_max, config.sqlite_batch_max), (4096, 256));
         assert_eq!((config.sqlite_readers, config.worker_threads), (0, 0));
         for listed in config.listing() {
-            let origin = if listed.value.is_some() {
-                "default"
-            } else {
-                "not set"
-            };
+            let origin = if listed.value.is_some() { "default" } else { "not set" };
             assert_eq!(listed.origin, origin, "{}", listed.name);
         }
     }
@@ -484,10 +338,7 @@ mod tests {
         assert_eq!(documented(DEFAULTS, " = "), names);
         let mut variables: BTreeSet<_> = KEYS.iter().map(|key| key.env.clone()).collect();
         variables.insert("CONFIG_FILE".to_owned());
-        assert_eq!(
-            documented(&std::fs::read_to_string(EXAMPLE).unwrap(), "="),
-            variables
-        );
+        assert_eq!(documented(&std::fs::read_to_string(EXAMPLE).unwrap(), "="), variables);
     }
 
     #[test]
@@ -498,15 +349,8 @@ mod tests {
             assert_ne!(is_bare, value.is_str(), "{name}");
         }
         let lines: Vec<_> = DEFAULTS.lines().collect();
-        for pair in lines
-            .windows(2)
-            .filter(|pair| pair[1].contains(" = ") && !pair[1].ends_with('.'))
-        {
-            assert!(
-                pair[0].starts_with("# ") && pair[0].ends_with('.'),
-                "{} needs a comment above",
-                pair[1]
-            );
+        for pair in lines.windows(2).filter(|pair| pair[1].contains(" = ") && !pair[1].ends_with('.')) {
+            assert!(pair[0].starts_with("# ") && pair[0].ends_with('.'), "{} needs a comment above", pair[1]);
         }
     }
 
@@ -519,20 +363,11 @@ mod tests {
             for setting in SETTINGS {
                 if setting.group != group {
                     group = setting.group;
-                    place += text[place..]
-                        .find(&format!("\n# ---- {group} -"))
-                        .expect(group);
+                    place += text[place..].find(&format!("\n# ---- {group} -")).expect(group);
                 }
-                let name = if upper {
-                    setting.name.to_uppercase()
-                } else {
-                    setting.name.to_owned()
-                };
+                let name = if upper { setting.name.to_uppercase() } else { setting.name.to_owned() };
                 let found = [format!("\n{name}{equals}"), format!("\n# {name}{equals}")];
-                place += found
-                    .iter()
-                    .find_map(|line| text[place..].find(line))
-                    .expect(setting.name);
+                place += found.iter().find_map(|line| text[place..].find(line)).expect(setting.name);
             }
         }
     }
@@ -544,24 +379,13 @@ mod tests {
             let name = line.split('=').next().unwrap_or_default();
             line.contains('=') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
         };
-        assert!(
-            !example.lines().any(|line| is_assignment(&line)),
-            "every value stands behind a `# `"
-        );
-        let active: Vec<_> = example
-            .lines()
-            .filter_map(|line| line.strip_prefix("# "))
-            .filter(is_assignment)
-            .collect();
+        assert!(!example.lines().any(|line| is_assignment(&line)), "every value stands behind a `# `");
+        let active: Vec<_> = example.lines().filter_map(|line| line.strip_prefix("# ")).filter(is_assignment).collect();
         let dir = here();
         write(&dir, ".env", &active.join("\n"));
         write(&dir, "chatstore.toml", "");
         let config = Config::load(&bare(&dir)).unwrap();
-        for (listed, default) in config
-            .listing()
-            .iter()
-            .zip(Config::load(&bare(&here())).unwrap().listing())
-        {
+        for (listed, default) in config.listing().iter().zip(Config::load(&bare(&here())).unwrap().listing()) {
             assert_eq!(listed.value, default.value, "{}", listed.name);
         }
     }
@@ -577,11 +401,7 @@ mod tests {
         assert_eq!(port(&sources), (8000, "default".to_owned()));
         write(&dir, "chatstore.toml", "port = 1");
         assert_eq!(port(&sources), (1, "chatstore.toml".to_owned()));
-        write(
-            &dir,
-            ".env",
-            "# first\nPORT=9\nexport PORT = \"2\" # last\n",
-        );
+        write(&dir, ".env", "# first\nPORT=9\nexport PORT = \"2\" # last\n");
         assert_eq!(port(&sources), (2, ".env line 3".to_owned()));
         sources = sources.with_env("PORT", "3");
         assert_eq!(port(&sources), (3, "environment PORT".to_owned()));
@@ -593,16 +413,8 @@ mod tests {
     fn empty_variables_count_as_unset() {
         let dir = here();
         write(&dir, ".env", "PORT=\nHOST=''\nAPI_KEY=\"\"\nCONFIG_FILE=\n");
-        let sources = bare(&dir)
-            .with_env("PORT", "")
-            .with_env("RATE_LIMIT", "")
-            .with_env("ENV_FILE", "");
-        let config = Config::load(
-            &sources
-                .with_env("CONFIG_FILE", "")
-                .with_env("API_KEY_FILE", ""),
-        )
-        .unwrap();
+        let sources = bare(&dir).with_env("PORT", "").with_env("RATE_LIMIT", "").with_env("ENV_FILE", "");
+        let config = Config::load(&sources.with_env("CONFIG_FILE", "").with_env("API_KEY_FILE", "")).unwrap();
         assert_eq!((config.port, config.host.as_str()), (8000, "127.0.0.1"));
         assert!(config.api_key.is_none() && config.rate_limit.is_empty());
     }
@@ -615,39 +427,19 @@ mod tests {
         write(&dir, "my.env", "\u{feff}CONFIG_FILE=my.toml");
         let env_file = bare(&dir).with_env("ENV_FILE", "my.env");
         assert_eq!(Config::load(&env_file).unwrap().port, 5);
-        assert_eq!(
-            Config::load(&env_file.clone().with_env("CONFIG_FILE", "your.toml"))
-                .unwrap()
-                .port,
-            6
-        );
-        let flagged = env_file
-            .clone()
-            .with_env("CONFIG_FILE", "none.toml")
-            .with_flag("config", "your.toml");
+        assert_eq!(Config::load(&env_file.clone().with_env("CONFIG_FILE", "your.toml")).unwrap().port, 6);
+        let flagged = env_file.clone().with_env("CONFIG_FILE", "none.toml").with_flag("config", "your.toml");
         assert_eq!(Config::load(&flagged).unwrap().port, 6);
-        assert_eq!(
-            listed(&Config::load(&flagged).unwrap(), "port").1,
-            "your.toml"
-        );
+        assert_eq!(listed(&Config::load(&flagged).unwrap(), "port").1, "your.toml");
         let cases = [
             (bare(&dir).with_flag("config", "none"), "flag --config"),
             (bare(&dir).with_flag("env_file", "none"), "flag --env-file"),
-            (
-                bare(&dir).with_env("CONFIG_FILE", "none"),
-                "environment CONFIG_FILE",
-            ),
-            (
-                bare(&dir).with_env("ENV_FILE", "none"),
-                "environment ENV_FILE",
-            ),
+            (bare(&dir).with_env("CONFIG_FILE", "none"), "environment CONFIG_FILE"),
+            (bare(&dir).with_env("ENV_FILE", "none"), "environment ENV_FILE"),
         ];
         for (sources, origin) in cases {
             let message = message(Config::load(&sources));
-            assert!(
-                message.starts_with(&format!("the file named by {origin} cannot be read: ")),
-                "{message}"
-            );
+            assert!(message.starts_with(&format!("the file named by {origin} cannot be read: ")), "{message}");
         }
         std::fs::create_dir(dir.path().join(".env")).unwrap();
         assert!(message(Config::load(&bare(&dir))).contains(".env"));
@@ -666,30 +458,12 @@ mod tests {
         }
         let dir = here();
         write(&dir, "my.toml", "worker_threads = 3");
-        let given = matches(&[
-            "--rate-limit",
-            "5 per second",
-            "--config",
-            "my.toml",
-            "--debug=yes",
-        ])
-        .unwrap();
+        let given = matches(&["--rate-limit", "5 per second", "--config", "my.toml", "--debug=yes"]).unwrap();
         let config = Config::load(&bare(&dir).with_matches(&given)).unwrap();
-        assert_eq!(
-            config.rate_limit,
-            [Rate {
-                count: 5,
-                per_seconds: 1
-            }]
-        );
-        assert_eq!(
-            (config.worker_threads, config.log_level),
-            (3, LogLevel::Debug)
-        );
+        assert_eq!(config.rate_limit, [Rate { count: 5, per_seconds: 1 }]);
+        assert_eq!((config.worker_threads, config.log_level), (3, LogLevel::Debug));
         assert!(matches(&["--rate-limt", "5"]).is_err());
-        clap::Command::new("chatstore")
-            .args(command_args())
-            .debug_assert();
+        clap::Command::new("chatstore").args(command_args()).debug_assert();
         let other = clap::Command::new("other").get_matches_from(["other"]);
         assert!(Config::load(&bare(&dir).with_matches(&other)).is_ok());
     }
@@ -715,10 +489,7 @@ mod tests {
         );
         for (text, part) in [
             ("port = -1", "from 0 to 65535"),
-            (
-                "port = 1.5",
-                "port (from chatstore.toml) must be a text in quotes, a whole number, true or false",
-            ),
+            ("port = 1.5", "port (from chatstore.toml) must be a text in quotes, a whole number, true or false"),
             ("port = true", "whole number"),
             ("host = true", "a text in quotes"),
             ("api_key = 12345678", "a text in quotes"),
@@ -728,18 +499,12 @@ mod tests {
             ("host = 'http://localhost'", "without a scheme"),
         ] {
             let message = message(with_toml(text));
-            assert!(
-                message.contains(part) && message.contains("(from chatstore.toml)"),
-                "{message}"
-            );
+            assert!(message.contains(part) && message.contains("(from chatstore.toml)"), "{message}");
         }
         let long = message(with_env("HOST", &"é\n".repeat(1000)));
         assert!(long.len() < 400, "{long}");
         let config = Config::load(&bare(&dir).with_env("PORT", OsStr::from_bytes(b"\xff")));
-        assert_eq!(
-            message(config),
-            "PORT (from environment PORT) must be valid UTF-8"
-        );
+        assert_eq!(message(config), "PORT (from environment PORT) must be valid UTF-8");
     }
 
     #[test]
@@ -767,53 +532,23 @@ mod tests {
             assert!(with_env(name, &least.to_string()).is_ok(), "{name}");
             assert!(with_env(name, &format!(" {most} ")).is_ok(), "{name}");
             let beyond = [format!("{}", i128::from(least) - 1), (most + 1).to_string()];
-            let odd = [
-                "x",
-                "1.0",
-                "+1",
-                "1_000",
-                "0x10",
-                "1e3",
-                " ",
-                "1 2",
-                "99999999999999999999999",
-                "١",
-            ];
+            let odd = ["x", "1.0", "+1", "1_000", "0x10", "1e3", " ", "1 2", "99999999999999999999999", "١"];
             for text in beyond.iter().map(String::as_str).chain(odd) {
                 let message = message(with_env(name, text));
-                assert!(
-                    message.contains(&format!("from {least} to {most}")) && message.contains(name),
-                    "{message}"
-                );
+                assert!(message.contains(&format!("from {least} to {most}")) && message.contains(name), "{message}");
             }
             // The comment above the default states the same range.
             let key = format!("\n{} = ", name.to_lowercase());
-            let above = DEFAULTS
-                .split(&key)
-                .next()
-                .unwrap()
-                .rsplit("\n\n")
-                .next()
-                .unwrap();
-            assert!(
-                above.contains(&format!("{least} to {most}")),
-                "{name}: {above}"
-            );
+            let above = DEFAULTS.split(&key).next().unwrap().rsplit("\n\n").next().unwrap();
+            assert!(above.contains(&format!("{least} to {most}")), "{name}: {above}");
         }
     }
 
     #[test]
     fn words_are_accepted_in_any_case() {
-        for (texts, expected) in [
-            (["true", "1", "YES", "On"], true),
-            (["False", "0", "no", "OFF"], false),
-        ] {
+        for (texts, expected) in [(["true", "1", "YES", "On"], true), (["False", "0", "no", "OFF"], false)] {
             for text in texts {
-                assert_eq!(
-                    with_env("AUTO_MIGRATE", text).unwrap().auto_migrate,
-                    expected,
-                    "{text}"
-                );
+                assert_eq!(with_env("AUTO_MIGRATE", text).unwrap().auto_migrate, expected, "{text}");
             }
         }
         assert!(!with_toml("auto_migrate = false").unwrap().auto_migrate);
@@ -829,37 +564,18 @@ mod tests {
         ] {
             assert_eq!(with_env("LOG_LEVEL", text).unwrap().log_level, expected);
         }
-        for name in [
-            "AUTO_MIGRATE",
-            "DEBUG",
-            "LOG_LEVEL",
-            "LOG_FORMAT",
-            "SQLITE_SYNCHRONOUS",
-        ] {
+        for name in ["AUTO_MIGRATE", "DEBUG", "LOG_LEVEL", "LOG_FORMAT", "SQLITE_SYNCHRONOUS"] {
             assert!(message(with_env(name, "perhaps")).contains("must be one of"));
         }
-        assert_eq!(
-            with_env("SQLITE_SYNCHRONOUS", "Normal")
-                .unwrap()
-                .sqlite_synchronous,
-            SqliteSynchronous::Normal
-        );
+        assert_eq!(with_env("SQLITE_SYNCHRONOUS", "Normal").unwrap().sqlite_synchronous, SqliteSynchronous::Normal);
     }
 
     #[test]
     fn debug_lowers_the_log_level_that_nobody_chose() {
         let config = with_env("DEBUG", "1").unwrap();
         assert_eq!(config.log_level, LogLevel::Debug);
-        assert_eq!(
-            listed(&config, "log_level"),
-            (Some("debug".to_owned()), "default with debug".to_owned())
-        );
-        assert_eq!(
-            with_toml("debug = true\nlog_level = 'info'")
-                .unwrap()
-                .log_level,
-            LogLevel::Info
-        );
+        assert_eq!(listed(&config, "log_level"), (Some("debug".to_owned()), "default with debug".to_owned()));
+        assert_eq!(with_toml("debug = true\nlog_level = 'info'").unwrap().log_level, LogLevel::Info);
     }
 
     #[test]
@@ -872,27 +588,13 @@ mod tests {
             ("sqlite:/var/a.db", "/var/a.db"),
         ] {
             let config = with_env("DATABASE_URL", text).unwrap();
-            assert!(
-                matches!(&config.database_url, DatabaseUrl::Sqlite(found) if found == Path::new(path)),
-                "{text}"
-            );
+            assert!(matches!(&config.database_url, DatabaseUrl::Sqlite(found) if found == Path::new(path)), "{text}");
         }
-        for text in [
-            "postgres://u:p@h/db",
-            "postgresql://h",
-            "postgres:///db?host=/run",
-        ] {
+        for text in ["postgres://u:p@h/db", "postgresql://h", "postgres:///db?host=/run"] {
             let config = with_env("DATABASE_URL", text).unwrap();
-            assert!(
-                matches!(&config.database_url, DatabaseUrl::Postgres(url) if url.expose() == text)
-            );
+            assert!(matches!(&config.database_url, DatabaseUrl::Postgres(url) if url.expose() == text));
         }
-        for text in [
-            "sqlite::memory:",
-            "sqlite://:memory:",
-            "sqlite:file::memory:",
-            "sqlite://x?mode=memory",
-        ] {
+        for text in ["sqlite::memory:", "sqlite://:memory:", "sqlite:file::memory:", "sqlite://x?mode=memory"] {
             let message = message(with_env("DATABASE_URL", text));
             assert!(message.contains("lost when the server stops"), "{message}");
         }
@@ -911,10 +613,7 @@ mod tests {
             "sqlite:a\nb",
         ] {
             let message = message(with_env("DATABASE_URL", text));
-            assert!(
-                message.contains("environment DATABASE_URL") && message.contains("sqlite:"),
-                "{message}"
-            );
+            assert!(message.contains("environment DATABASE_URL") && message.contains("sqlite:"), "{message}");
         }
     }
 
@@ -926,14 +625,8 @@ mod tests {
             ("postgres://u:hush:hush@h", "postgres://u:***@h"),
             ("postgres://:hush@h", "postgres://:***@h"),
             ("postgres://u@h/db", "postgres://u@h/db"),
-            (
-                "postgres://h/db?sslmode=require&password=hush",
-                "postgres://h/db?sslmode=require&password=***",
-            ),
-            (
-                "postgres://h/db?p%61ssword=hush&hush",
-                "postgres://h/db?p%61ssword=***&***",
-            ),
+            ("postgres://h/db?sslmode=require&password=hush", "postgres://h/db?sslmode=require&password=***"),
+            ("postgres://h/db?p%61ssword=hush&hush", "postgres://h/db?p%61ssword=***&***"),
             ("postgres://u:p@h/db?password=a@hush", "postgres://***"),
             ("postgres://u:a/hush@h/db", "postgres://***"),
             ("postgres://u:a?hush@h/db", "postgres://***"),
@@ -949,62 +642,33 @@ mod tests {
     #[test]
     fn secrets_are_never_shown() {
         let dir = here();
-        let all = bare(&dir)
-            .with_env("API_KEY", KEY)
-            .with_flag("secret_key", KEY);
+        let all = bare(&dir).with_env("API_KEY", KEY).with_flag("secret_key", KEY);
         let config = Config::load(&all).unwrap();
         assert_eq!(config.api_key.as_ref().unwrap().expose(), KEY);
         assert_eq!(config.secret_key.as_ref().unwrap().expose(), KEY);
-        let shown = format!(
-            "{config:?} {config:#?} {:?} {:?}",
-            config.listing(),
-            config.api_key
-        );
+        let shown = format!("{config:?} {config:#?} {:?} {:?}", config.listing(), config.api_key);
         assert!(!shown.contains("hush") && shown.contains("***"), "{shown}");
         assert_eq!(Secret::new("hush").to_string(), "***");
-        assert_eq!(
-            listed(&config, "api_key"),
-            (Some("***".to_owned()), "environment API_KEY".to_owned())
-        );
+        assert_eq!(listed(&config, "api_key"), (Some("***".to_owned()), "environment API_KEY".to_owned()));
 
-        for (name, text) in [
-            ("API_KEY", "hush"),
-            ("API_KEY", "hush hush"),
-            ("API_KEY", "hushhush\u{7}"),
-        ] {
+        for (name, text) in [("API_KEY", "hush"), ("API_KEY", "hush hush"), ("API_KEY", "hushhush\u{7}")] {
             let message = message(with_env(name, text));
-            assert!(
-                message.starts_with("api_key (from environment API_KEY) must be at least 8"),
-                "{message}"
-            );
+            assert!(message.starts_with("api_key (from environment API_KEY) must be at least 8"), "{message}");
         }
         assert!(message(with_env("SECRET_KEY", "hush")).contains("32 bytes"));
         assert!(with_env("SECRET_KEY", &"é".repeat(16)).is_ok());
         assert!(with_env("API_KEY", "12345678").is_ok() && with_env("API_KEY", "1234567").is_err());
 
         // Faults around a secret must not quote their line either.
-        for text in [
-            "api_key = hush",
-            "port = 1\napi_key = \"hush",
-            "api_key = 'hush' hush",
-            "hush",
-            "api_key = ['hush']",
-        ] {
+        for text in
+            ["api_key = hush", "port = 1\napi_key = \"hush", "api_key = 'hush' hush", "hush", "api_key = ['hush']"]
+        {
             assert!(message(with_toml(text)).contains("chatstore.toml"));
         }
-        for text in [
-            "API_KEY=hush hush",
-            "PORT=1\nAPI_KEY='hush\nhush",
-            "API_KEY=\"hush\nhush\n",
-            "hush",
-            "=hush",
-        ] {
+        for text in ["API_KEY=hush hush", "PORT=1\nAPI_KEY='hush\nhush", "API_KEY=\"hush\nhush\n", "hush", "=hush"] {
             let message = message(with_dotenv(text));
             let line = if text.starts_with("PORT") { 2 } else { 1 };
-            assert!(
-                message.starts_with(&format!(".env cannot be understood at line {line}: ")),
-                "{message}"
-            );
+            assert!(message.starts_with(&format!(".env cannot be understood at line {line}: ")), "{message}");
         }
         assert!(message(with_toml("port = 1\nport = 2")).contains("line 2"));
     }
@@ -1014,86 +678,38 @@ mod tests {
         let dir = here();
         write(&dir, "key", &format!("{KEY}\r\n"));
         write(&dir, "url", "postgres://u:hush@h/db\n");
-        let sources = bare(&dir)
-            .with_env("API_KEY_FILE", "key")
-            .with_flag("secret_key_file", "key");
-        write(
-            &dir,
-            "chatstore.toml",
-            "database_url_file = 'url'\napi_key = 'weaker-and-ignored'",
-        );
+        let sources = bare(&dir).with_env("API_KEY_FILE", "key").with_flag("secret_key_file", "key");
+        write(&dir, "chatstore.toml", "database_url_file = 'url'\napi_key = 'weaker-and-ignored'");
         let config = Config::load(&sources).unwrap();
         assert_eq!(config.api_key.as_ref().unwrap().expose(), KEY);
         assert_eq!(config.secret_key.as_ref().unwrap().expose(), KEY);
-        assert_eq!(
-            listed(&config, "database_url").0.unwrap(),
-            "postgres://u:***@h/db"
-        );
+        assert_eq!(listed(&config, "database_url").0.unwrap(), "postgres://u:***@h/db");
         assert_eq!(listed(&config, "secret_key").1, "flag --secret-key-file");
 
         // A stronger value hides a weaker file, which is then not read.
-        let sources = bare(&dir)
-            .with_flag("api_key", "12345678")
-            .with_env("API_KEY_FILE", "absent");
-        assert_eq!(
-            Config::load(&sources).unwrap().api_key.unwrap().expose(),
-            "12345678"
-        );
+        let sources = bare(&dir).with_flag("api_key", "12345678").with_env("API_KEY_FILE", "absent");
+        assert_eq!(Config::load(&sources).unwrap().api_key.unwrap().expose(), "12345678");
 
-        let twice = bare(&dir)
-            .with_env("API_KEY", KEY)
-            .with_env("API_KEY_FILE", "key");
+        let twice = bare(&dir).with_env("API_KEY", KEY).with_env("API_KEY_FILE", "key");
         assert_eq!(
             message(Config::load(&twice)),
             "api_key is given twice, by environment API_KEY and by environment API_KEY_FILE; keep one of them"
         );
         let absent = message(with_env("SECRET_KEY_FILE", "hush"));
-        assert!(
-            absent.starts_with("the file named by environment SECRET_KEY_FILE cannot be read: "),
-            "{absent}"
-        );
+        assert!(absent.starts_with("the file named by environment SECRET_KEY_FILE cannot be read: "), "{absent}");
         write(&dir, "empty", "\n");
-        assert!(
-            message(Config::load(
-                &bare(&dir).with_env("SECRET_KEY_FILE", "empty")
-            ))
-            .contains("SECRET_KEY_FILE")
-        );
+        assert!(message(Config::load(&bare(&dir).with_env("SECRET_KEY_FILE", "empty"))).contains("SECRET_KEY_FILE"));
     }
 
     #[test]
     fn rates_come_from_every_source() {
-        let expected = [Rate {
-            count: 30,
-            per_seconds: 60,
-        }];
+        let expected = [Rate { count: 30, per_seconds: 60 }];
         assert_eq!(with_toml("rate_limit = 30").unwrap().rate_limit, expected);
-        assert_eq!(
-            with_env("RATE_LIMIT", "30/minute").unwrap().rate_limit,
-            expected
-        );
-        let two = with_dotenv("RATE_LIMIT='100/hour;10 per second'")
-            .unwrap()
-            .rate_limit;
-        assert_eq!(
-            two,
-            [
-                Rate {
-                    count: 100,
-                    per_seconds: 3_600
-                },
-                Rate {
-                    count: 10,
-                    per_seconds: 1
-                }
-            ]
-        );
+        assert_eq!(with_env("RATE_LIMIT", "30/minute").unwrap().rate_limit, expected);
+        let two = with_dotenv("RATE_LIMIT='100/hour;10 per second'").unwrap().rate_limit;
+        assert_eq!(two, [Rate { count: 100, per_seconds: 3_600 }, Rate { count: 10, per_seconds: 1 }]);
         let message = message(with_env("RATE_LIMIT", "30/fortnight"));
-        assert!(
-            message
-                .starts_with("rate_limit (from environment RATE_LIMIT) must be a rate such as 30"),
-            "{message}"
-        );
+        assert!(message.starts_with("rate_limit (from environment RATE_LIMIT) must be a rate such as 30"), "{message}");
     }
 
     #[test]
@@ -1102,13 +718,8 @@ mod tests {
             message(with_toml("rate_limt = 1")),
             r#""rate_limt" (in chatstore.toml) is not a setting; did you mean "rate_limit"?"#
         );
-        assert_eq!(
-            message(with_toml("zzz = 1")),
-            r#""zzz" (in chatstore.toml) is not a setting"#
-        );
-        assert!(
-            message(with_toml("[server]\nport = 1")).contains(r#""server" (in chatstore.toml)"#)
-        );
+        assert_eq!(message(with_toml("zzz = 1")), r#""zzz" (in chatstore.toml) is not a setting"#);
+        assert!(message(with_toml("[server]\nport = 1")).contains(r#""server" (in chatstore.toml)"#));
         assert!(message(with_toml("PORT = 1")).contains("not a setting"));
     }
 
@@ -1129,8 +740,7 @@ mod tests {
             ("WORKER_THREAD", "WORKER_THREADS"),
         ] {
             let message = message(with_env(variable, "hush"));
-            let expected =
-                format!("{variable} (in the environment) is not a setting; did you mean {meant}?");
+            let expected = format!("{variable} (in the environment) is not a setting; did you mean {meant}?");
             assert_eq!(message, expected);
         }
         let known = "PATH HOME USER SHELL LOGNAME LANG LC_ALL TERM PWD OLDPWD HOSTNAME RUST_LOG RUST_BACKTRACE NO_COLOR TZ \
@@ -1138,9 +748,7 @@ mod tests {
             POSTGRES_PASSWORD OPENAI_API_KEY SSL_CERT_FILE DISPLAY NOTIFY_SOCKET LISTEN_FDS INVOCATION_ID LOG_FILE \
             LOG_DIR CHATSTORE_PORT CARGO_MANIFEST_DIR LD_LIBRARY_PATH NODEBUG SECRETS XDG_RUNTIME_DIR log_levels";
         let dir = here();
-        let sources = known
-            .split_whitespace()
-            .fold(bare(&dir), |sources, name| sources.with_env(name, "x"));
+        let sources = known.split_whitespace().fold(bare(&dir), |sources, name| sources.with_env(name, "x"));
         assert!(Config::load(&sources).is_ok());
     }
 }

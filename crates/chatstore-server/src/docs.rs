@@ -8,9 +8,8 @@ use std::sync::OnceLock;
 use axum::body::Body;
 use axum::extract::Path;
 use axum::http::header::{
-    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -45,11 +44,7 @@ const FILE_CSP: &str = "default-src 'none'; frame-ancestors 'none'";
 
 /// Our own files under `/docs/`: name, content type, contents.
 const OWN_FILES: [(&str, &str, &[u8]); 3] = [
-    (
-        "init.js",
-        JAVASCRIPT,
-        include_bytes!("../assets/docs-init.js"),
-    ),
+    ("init.js", JAVASCRIPT, include_bytes!("../assets/docs-init.js")),
     ("style.css", CSS, include_bytes!("../assets/style.css")),
     ("favicon.svg", SVG, include_bytes!("../assets/favicon.svg")),
 ];
@@ -58,11 +53,7 @@ const OWN_FILES: [(&str, &str, &[u8]); 3] = [
 /// below the archive's one root folder.
 const VENDORED_FILES: [(&str, &str, &str); 4] = [
     ("swagger-ui.css", CSS, "dist/swagger-ui.css"),
-    (
-        "swagger-ui-bundle.js",
-        JAVASCRIPT,
-        "dist/swagger-ui-bundle.js",
-    ),
+    ("swagger-ui-bundle.js", JAVASCRIPT, "dist/swagger-ui-bundle.js"),
     ("swagger-ui-license.txt", TEXT, "LICENSE"),
     ("swagger-ui-notice.txt", TEXT, "NOTICE"),
 ];
@@ -92,10 +83,9 @@ impl DocsFile {
     pub fn bytes(&self) -> Option<Bytes> {
         match &self.contents {
             Contents::Plain(bytes) => Some(bytes.clone()),
-            Contents::Gzip(_) => VENDORED_FILES
-                .iter()
-                .find(|(name, ..)| *name == self.name)
-                .and_then(|(_, _, path)| unpack(path)),
+            Contents::Gzip(_) => {
+                VENDORED_FILES.iter().find(|(name, ..)| *name == self.name).and_then(|(_, _, path)| unpack(path))
+            }
         }
     }
 
@@ -111,14 +101,8 @@ impl DocsFile {
     fn new(name: &'static str, content_type: &'static str, contents: Contents) -> Self {
         let (Contents::Plain(bytes) | Contents::Gzip(bytes)) = &contents;
         let hash = URL_SAFE_NO_PAD.encode(&Sha256::digest(bytes)[..12]);
-        let etag = HeaderValue::try_from(format!("W/\"{hash}\""))
-            .expect("base64 is made of visible ASCII");
-        Self {
-            name,
-            content_type,
-            etag,
-            contents,
-        }
+        let etag = HeaderValue::try_from(format!("W/\"{hash}\"")).expect("base64 is made of visible ASCII");
+        Self { name, content_type, etag, contents }
     }
 }
 
@@ -134,9 +118,7 @@ pub fn docs_file(name: &str) -> Option<&'static DocsFile> {
             });
             let vendored = VENDORED_FILES
                 .into_iter()
-                .filter_map(|(name, content_type, path)| {
-                    Some(DocsFile::new(name, content_type, vendored(path)?))
-                });
+                .filter_map(|(name, content_type, path)| Some(DocsFile::new(name, content_type, vendored(path)?)));
             own.chain(vendored).collect()
         })
         .iter()
@@ -221,11 +203,7 @@ pub fn docs_asset_response(name: &str, request: &HeaderMap) -> Option<Response> 
 /// The landing page at `/`, for browsers.
 #[must_use]
 pub fn landing_html(version: &str, ready: bool) -> Response {
-    let (class, text) = if ready {
-        ("ready", "ready")
-    } else {
-        ("not-ready", "not ready")
-    };
+    let (class, text) = if ready { ("ready", "ready") } else { ("not-ready", "not ready") };
     // The version goes in last, so that nothing in it is taken for a placeholder.
     let html = LANDING_HTML
         .replace("{{status_class}}", class)
@@ -297,16 +275,9 @@ fn page(content_type: &'static str, csp: &'static str, body: impl Into<Body>) ->
 }
 
 /// The items of a header such as `Accept`, each with its weight in thousandths.
-fn preferences<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> impl Iterator<Item = (&'a str, u16)> {
-    headers
-        .get_all(name)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|item| {
+fn preferences<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = (&'a str, u16)> {
+    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(
+        |item| {
             let mut parts = item.split(';').map(str::trim);
             let range = parts.next().unwrap_or_default();
             let weight = parts
@@ -314,7 +285,8 @@ fn preferences<'a>(
                 .find(|(key, _)| key.trim().eq_ignore_ascii_case("q"))
                 .map_or(1000, |(_, value)| thousandths(value.trim()));
             (range, weight)
-        })
+        },
+    )
 }
 
 /// A weight of `0` to `1` in thousandths; what is no such number counts as a refusal.
@@ -491,11 +463,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_answer_is_locked_down() {
-        let mut answers = vec![
-            (HTML, docs().await),
-            (HTML, landing_html("1", true)),
-            (JSON, landing_json("1", true)),
-        ];
+        let mut answers = vec![(HTML, docs().await), (HTML, landing_html("1", true)), (JSON, landing_json("1", true))];
         for name in names() {
             let content_type = match name.rsplit_once('.').unwrap().1 {
                 "css" => CSS,

@@ -1,1 +1,20 @@
-//! Placeholder.
+//! HTTP in, contract calls out.
+//!
+//! `router` holds every route; `auth` decides who is calling; `api` holds the wire types and
+//! handlers of `/api/v1`, a file a noun; `listener` accepts connections within limits; `config`
+//! and `telemetry` are what a process needs around it.
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod config;
+pub mod docs;
+pub mod error;
+pub mod extract;
+pub mod listener;
+pub mod openapi;
+pub mod query;
+pub mod request_log;
+pub mod respond;
+pub mod router;
+pub mod telemetry;

@@ -182,11 +182,7 @@ impl Listener {
                     }
                     (Either::Left(stream), Peer(Some(addr)))
                 }),
-                Self::Unix(unix) => unix
-                    .listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| (Either::Right(stream), Peer(None))),
+                Self::Unix(unix) => unix.listener.accept().await.map(|(stream, _)| (Either::Right(stream), Peer(None))),
             };
             match accepted {
                 Ok(accepted) => return accepted,
@@ -204,9 +200,7 @@ impl Listener {
 fn is_peer_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
     )
 }
 
@@ -286,12 +280,7 @@ struct Shared {
 /// Serves `app` on `listener` until `shutdown` is cancelled, then stops accepting, lets running
 /// requests finish for at most `drain_timeout` and aborts the rest. Returns how many connections
 /// were aborted.
-pub async fn serve(
-    listener: Listener,
-    app: Router,
-    limits: ListenerLimits,
-    shutdown: CancellationToken,
-) -> usize {
+pub async fn serve(listener: Listener, app: Router, limits: ListenerLimits, shutdown: CancellationToken) -> usize {
     let connections_max = limits.connections_max.max(1);
     let shared = Arc::new(Shared {
         // Turns handlers into services now instead of on every request.
@@ -332,9 +321,7 @@ pub async fn serve(
 
 fn http_builder(limits: &ListenerLimits) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -352,10 +339,7 @@ async fn drain(mut tasks: JoinSet<()>, patience: Duration) -> usize {
     while tasks.try_join_next().is_some() {}
     let aborted = tasks.len();
     // A handler that blocks its thread cannot be aborted, and must not hold up the exit.
-    if timeout(Duration::from_secs(1), tasks.shutdown())
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_secs(1), tasks.shutdown()).await.is_err() {
         warn!("some aborted connections are still running");
     }
     warn!(aborted, "aborted connections that did not finish in time");
@@ -363,17 +347,9 @@ async fn drain(mut tasks: JoinSet<()>, patience: Duration) -> usize {
 }
 
 /// Runs one connection to its end.
-async fn connection(
-    stream: Stream,
-    peer: Peer,
-    shared: Arc<Shared>,
-    mut drained: oneshot::Receiver<()>,
-) {
+async fn connection(stream: Stream, peer: Peer, shared: Arc<Shared>, mut drained: oneshot::Receiver<()>) {
     let state = Arc::new(ConnState::new());
-    let io = TokioIo::new(WatchedIo {
-        stream,
-        state: state.clone(),
-    });
+    let io = TokioIo::new(WatchedIo { stream, state: state.clone() });
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         let in_flight = InFlight::begin(&state, request.version());
         request.extensions_mut().insert(peer);
@@ -459,9 +435,7 @@ impl ConnState {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis())
-            .unwrap_or(u64::MAX)
-            .max(1)
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     fn read_some(&self) {
@@ -491,13 +465,9 @@ impl ConnState {
         let in_flight = self.requests_in_flight.load(Acquire);
         let now = self.now();
         let past = |since: u64, limit| Duration::from_millis(now.saturating_sub(since)) >= limit;
-        let [read_at, head_since, write_pending_since, active_at] = [
-            &self.read_at,
-            &self.head_since,
-            &self.write_pending_since,
-            &self.active_at,
-        ]
-        .map(|time| time.load(Relaxed));
+        let [read_at, head_since, write_pending_since, active_at] =
+            [&self.read_at, &self.head_since, &self.write_pending_since, &self.active_at]
+                .map(|time| time.load(Relaxed));
 
         if write_pending_since != 0 {
             return past(write_pending_since, limits.write_stall_timeout).then_some(Overdue::Write);
@@ -506,8 +476,7 @@ impl ConnState {
             // An HTTP/2 client can also stall by never opening its window: the socket is free,
             // but hyper asks no body for more.
             let waiting = self.bodies_waiting.load(Relaxed) > 0;
-            return (waiting && past(active_at, limits.write_stall_timeout))
-                .then_some(Overdue::Write);
+            return (waiting && past(active_at, limits.write_stall_timeout)).then_some(Overdue::Write);
         }
         if closing {
             return past(read_at.max(active_at), 2 * shared.tick).then_some(Overdue::Quiet);
@@ -531,11 +500,7 @@ struct WatchedIo {
 }
 
 impl AsyncRead for WatchedIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
@@ -546,11 +511,7 @@ impl AsyncRead for WatchedIo {
 }
 
 impl AsyncWrite for WatchedIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.state.write_polled(&poll);
         poll
@@ -610,11 +571,7 @@ struct WatchedBody {
 
 impl WatchedBody {
     fn new(body: axum::body::Body, in_flight: InFlight) -> Self {
-        let mut watched = Self {
-            body,
-            in_flight: Some(in_flight),
-            waiting: false,
-        };
+        let mut watched = Self { body, in_flight: Some(in_flight), waiting: false };
         watched.set_waiting(true);
         watched
     }
@@ -644,10 +601,7 @@ impl Body for WatchedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.set_waiting(false);
         let poll = Pin::new(&mut self.body).poll_frame(cx);
         match &poll {

@@ -52,20 +52,12 @@ where
     let targets = targets(level);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if !is_human {
-        let layer = layer
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false);
+        let layer = layer.json().flatten_event(true).with_current_span(true).with_span_list(false);
         return Box::new(tracing_subscriber::registry().with(layer.with_filter(targets)));
     }
     let layer = layer.fmt_fields(debug_fn(write_field).delimited(" "));
     // On a terminal the layer decides by itself, which honours NO_COLOR.
-    let layer = if is_terminal {
-        layer
-    } else {
-        layer.with_ansi(false)
-    };
+    let layer = if is_terminal { layer } else { layer.with_ansi(false) };
     Box::new(tracing_subscriber::registry().with(layer.with_filter(targets)))
 }
 
@@ -78,23 +70,13 @@ fn targets(level: LogLevel) -> Targets {
         LogLevel::Error | LogLevel::Critical => LevelFilter::ERROR,
         LogLevel::Off => LevelFilter::OFF,
     };
-    let noisy_level = if level == Level::TRACE {
-        level
-    } else {
-        level.min(LevelFilter::INFO)
-    };
-    Targets::new()
-        .with_targets(NOISY_TARGETS.map(|target| (target, noisy_level)))
-        .with_default(level)
+    let noisy_level = if level == Level::TRACE { level } else { level.min(LevelFilter::INFO) };
+    Targets::new().with_targets(NOISY_TARGETS.map(|target| (target, noisy_level))).with_default(level)
 }
 
 /// Writes a field so that it stays on its line, whatever a caller sent: the library escapes terminal sequences, but not
 /// line ends.
-fn write_field(
-    writer: &mut Writer<'_>,
-    field: &tracing::field::Field,
-    value: &dyn fmt::Debug,
-) -> fmt::Result {
+fn write_field(writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn fmt::Debug) -> fmt::Result {
     if field.name() == "message" {
         return write!(OneLine(writer), "{value:?}");
     }
@@ -113,9 +95,7 @@ impl fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
             match c {
-                '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                    write!(self.0, "{}", c.escape_unicode())?
-                }
+                '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => write!(self.0, "{}", c.escape_unicode())?,
                 _ if c.is_control() => write!(self.0, "{}", c.escape_default())?,
                 _ => self.0.write_char(c)?,
             }
@@ -148,10 +128,7 @@ mod tests {
     fn logged(level: LogLevel, format: LogFormat, is_terminal: bool, act: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        tracing::subscriber::with_default(
-            subscriber(level, format, is_terminal, move || writer.clone()),
-            act,
-        );
+        tracing::subscriber::with_default(subscriber(level, format, is_terminal, move || writer.clone()), act);
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -172,10 +149,7 @@ mod tests {
         assert_eq!(line["text"], HOSTILE);
         assert_eq!(line["message"], format!("hello {HOSTILE}"));
         let timestamp = line["timestamp"].as_str().unwrap();
-        assert!(
-            timestamp.ends_with('Z') && timestamp.parse::<jiff::Timestamp>().is_ok(),
-            "{timestamp}"
-        );
+        assert!(timestamp.ends_with('Z') && timestamp.parse::<jiff::Timestamp>().is_ok(), "{timestamp}");
     }
 
     #[test]
@@ -190,25 +164,13 @@ mod tests {
         };
         let text = logged(LogLevel::Info, LogFormat::Human, false, act);
         let line = text.strip_suffix('\n').unwrap();
-        assert!(
-            !line.contains(|c: char| c.is_control() || c == '\u{2028}' || c == '\u{202e}'),
-            "{line:?}"
-        );
-        assert!(
-            line.contains("WARN") && line.contains("count=3") && line.contains(r"hello a\nb\r"),
-            "{line}"
-        );
-        assert!(
-            line.contains(r"shown=a\nb\r\u{1b}[31m") && line.contains(r"error=a\nb"),
-            "{line}"
-        );
+        assert!(!line.contains(|c: char| c.is_control() || c == '\u{2028}' || c == '\u{202e}'), "{line:?}");
+        assert!(line.contains("WARN") && line.contains("count=3") && line.contains(r"hello a\nb\r"), "{line}");
+        assert!(line.contains(r"shown=a\nb\r\u{1b}[31m") && line.contains(r"error=a\nb"), "{line}");
 
         let coloured = logged(LogLevel::Info, LogFormat::Auto, true, act);
         let line = coloured.strip_suffix('\n').unwrap();
-        assert!(
-            !line.contains(|c: char| c.is_control() && c != '\x1b') && !line.contains("\x1b[31m"),
-            "{line:?}"
-        );
+        assert!(!line.contains(|c: char| c.is_control() && c != '\x1b') && !line.contains("\x1b[31m"), "{line:?}");
     }
 
     #[test]
@@ -227,20 +189,14 @@ mod tests {
             (LogLevel::Warn, "error"),
             (LogLevel::Info, "error hyper-info"),
             (LogLevel::Debug, "error debug hyper-info"),
-            (
-                LogLevel::Trace,
-                "error debug trace hyper-info h2-debug rustls-trace",
-            ),
+            (LogLevel::Trace, "error debug trace hyper-info h2-debug rustls-trace"),
         ];
         for (level, expected) in cases {
             let text = logged(level, LogFormat::Json, false, act);
             let messages: Vec<String> = text
                 .lines()
                 .map(|line| {
-                    serde_json::from_str::<serde_json::Value>(line).unwrap()["message"]
-                        .as_str()
-                        .unwrap()
-                        .into()
+                    serde_json::from_str::<serde_json::Value>(line).unwrap()["message"].as_str().unwrap().into()
                 })
                 .collect();
             assert_eq!(messages.join(" "), expected, "{level:?}");
@@ -253,18 +209,8 @@ mod tests {
         let (writer, worker) = tracing_appender::non_blocking(sink.clone());
         let guard = TelemetryGuard { _worker: worker };
         let subscriber = subscriber(LogLevel::Info, LogFormat::Json, false, writer);
-        tracing::subscriber::with_default(subscriber, || {
-            (0..100).for_each(|n| tracing::info!(n, "line"))
-        });
+        tracing::subscriber::with_default(subscriber, || (0..100).for_each(|n| tracing::info!(n, "line")));
         drop(guard);
-        assert_eq!(
-            sink.0
-                .lock()
-                .unwrap()
-                .iter()
-                .filter(|&&byte| byte == b'\n')
-                .count(),
-            100
-        );
+        assert_eq!(sink.0.lock().unwrap().iter().filter(|&&byte| byte == b'\n').count(), 100);
     }
 }

@@ -65,10 +65,7 @@ fn app(hooks: &Hooks) -> Router {
     let hanging = hooks.clone();
     Router::new()
         .route("/ping", get(|| async { "pong" }))
-        .route(
-            "/peer",
-            get(|Extension(p): Extension<Peer>| async move { format!("{p:?}") }),
-        )
+        .route("/peer", get(|Extension(p): Extension<Peer>| async move { format!("{p:?}") }))
         .route(
             "/slow",
             get(|| async {
@@ -128,12 +125,7 @@ impl Server {
         let hooks = Hooks::default();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(serve(listener, app(&hooks), limits, shutdown.clone()));
-        Self {
-            addr,
-            hooks,
-            shutdown,
-            task,
-        }
+        Self { addr, hooks, shutdown, task }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -148,17 +140,12 @@ impl Server {
     }
 
     async fn stopped(self) -> usize {
-        timeout(LONG, self.task)
-            .await
-            .expect("serve did not return")
-            .unwrap()
+        timeout(LONG, self.task).await.expect("serve did not return").unwrap()
     }
 }
 
 fn h2_get(path: &str) -> Request<Empty<Bytes>> {
-    Request::get(format!("http://t{path}"))
-        .body(Empty::new())
-        .unwrap()
+    Request::get(format!("http://t{path}")).body(Empty::new()).unwrap()
 }
 
 async fn send_get(stream: &mut (impl AsyncWrite + Unpin), path: &str) {
@@ -183,9 +170,7 @@ async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String 
 async fn closed(stream: &mut (impl AsyncRead + Unpin)) -> Duration {
     let start = Instant::now();
     let mut rest = Vec::new();
-    let _ = timeout(LONG, stream.read_to_end(&mut rest))
-        .await
-        .expect("still open");
+    let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("still open");
     start.elapsed()
 }
 
@@ -195,9 +180,7 @@ async fn h2_closed(client: &SendRequest<Empty<Bytes>>) {
             sleep(SHORT / 10).await;
         }
     };
-    timeout(LONG, gone)
-        .await
-        .expect("HTTP/2 connection stays open");
+    timeout(LONG, gone).await.expect("HTTP/2 connection stays open");
 }
 
 /// Sends `bytes` (whole heads excepted) and checks that the limit in force closes the connection,
@@ -211,36 +194,23 @@ async fn closes_after_sending(limits: ListenerLimits, bytes: &[u8]) {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
-    let limits = ListenerLimits {
-        first_byte_timeout: SHORT,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { first_byte_timeout: SHORT, ..relaxed() };
     closes_after_sending(limits, b"").await;
 }
 
 #[tokio::test]
 async fn a_stalled_head_is_closed() {
-    let limits = || ListenerLimits {
-        header_read_timeout: SHORT,
-        ..relaxed()
-    };
+    let limits = || ListenerLimits { header_read_timeout: SHORT, ..relaxed() };
     closes_after_sending(limits(), b"P").await;
     closes_after_sending(limits(), b"PRI * HTTP/2.0\r\n").await;
     closes_after_sending(limits(), b"GET /ping HTTP/1.1\r\nho").await;
     // The preface and empty settings, but no request.
-    closes_after_sending(
-        limits(),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
-    )
-    .await;
+    closes_after_sending(limits(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
 }
 
 #[tokio::test]
 async fn a_dripping_head_is_closed() {
-    let limits = ListenerLimits {
-        header_read_timeout: SHORT,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { header_read_timeout: SHORT, ..relaxed() };
     let server = Server::start(limits).await;
     let (mut read, mut write) = server.connect().await.into_split();
     tokio::spawn(async move {
@@ -256,10 +226,7 @@ async fn a_dripping_head_is_closed() {
 
 #[tokio::test]
 async fn a_second_head_has_the_head_limit_and_idling_does_not() {
-    let limits = ListenerLimits {
-        header_read_timeout: SHORT,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { header_read_timeout: SHORT, ..relaxed() };
     let server = Server::start(limits).await;
     let mut stream = server.connect().await;
     for _ in 0..2 {
@@ -273,11 +240,7 @@ async fn a_second_head_has_the_head_limit_and_idling_does_not() {
 
 #[tokio::test]
 async fn idle_connections_are_closed_but_not_slow_requests() {
-    let server = Server::start(ListenerLimits {
-        idle_timeout: SHORT,
-        ..relaxed()
-    })
-    .await;
+    let server = Server::start(ListenerLimits { idle_timeout: SHORT, ..relaxed() }).await;
     let mut stream = server.connect().await;
     for path in ["/slow", "/slow"] {
         send_get(&mut stream, path).await;
@@ -287,45 +250,26 @@ async fn idle_connections_are_closed_but_not_slow_requests() {
 
     let mut client = server.connect_h2().await;
     let answer = client.send_request(h2_get("/slow")).await.unwrap();
-    assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
-        "slow"
-    );
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "slow");
     h2_closed(&client).await;
 }
 
 #[tokio::test]
 async fn a_body_that_comes_slowly_is_no_stall() {
-    let limits = ListenerLimits {
-        idle_timeout: SHORT,
-        write_stall_timeout: SHORT / 2,
-        header_read_timeout: SHORT,
-        ..relaxed()
-    };
+    let limits =
+        ListenerLimits { idle_timeout: SHORT, write_stall_timeout: SHORT / 2, header_read_timeout: SHORT, ..relaxed() };
     let server = Server::start(limits).await;
     let mut stream = server.connect().await;
     send_get(&mut stream, "/drip").await;
     read_until(&mut stream, "0\r\n\r\n").await;
 
-    let answer = server
-        .connect_h2()
-        .await
-        .send_request(h2_get("/drip"))
-        .await
-        .unwrap();
-    assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
-        "xxx"
-    );
+    let answer = server.connect_h2().await.send_request(h2_get("/drip")).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "xxx");
 }
 
 #[tokio::test]
 async fn a_reader_that_stops_is_closed() {
-    let limits = ListenerLimits {
-        write_stall_timeout: SHORT,
-        connections_max: 1,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { write_stall_timeout: SHORT, connections_max: 1, ..relaxed() };
     let server = Server::start(limits).await;
     let mut stuck = server.connect().await;
     send_get(&mut stuck, "/big").await;
@@ -334,23 +278,15 @@ async fn a_reader_that_stops_is_closed() {
     next.write_all(PING).await.unwrap();
     read_until(&mut next, "pong").await;
     let mut got = Vec::new();
-    let _ = timeout(LONG, stuck.read_to_end(&mut got))
-        .await
-        .expect("still open");
+    let _ = timeout(LONG, stuck.read_to_end(&mut got)).await.expect("still open");
     assert!(got.len() < BIG);
 }
 
 #[tokio::test]
 async fn an_http2_stream_whose_window_stays_shut_is_closed() {
     // hyper lets go of a body once it has the last part, so a body of one part counts as idle.
-    let stall = ListenerLimits {
-        write_stall_timeout: SHORT,
-        ..relaxed()
-    };
-    let idle = ListenerLimits {
-        idle_timeout: SHORT,
-        ..relaxed()
-    };
+    let stall = ListenerLimits { write_stall_timeout: SHORT, ..relaxed() };
+    let idle = ListenerLimits { idle_timeout: SHORT, ..relaxed() };
     for (limits, path) in [(stall, "/parts"), (idle, "/big")] {
         let server = Server::start(limits).await;
         let mut client = server.connect_h2().await;
@@ -363,20 +299,13 @@ async fn an_http2_stream_whose_window_stays_shut_is_closed() {
 
 #[tokio::test]
 async fn a_slow_reader_that_goes_on_is_served() {
-    let limits = ListenerLimits {
-        write_stall_timeout: SHORT * 2,
-        idle_timeout: SHORT * 2,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { write_stall_timeout: SHORT * 2, idle_timeout: SHORT * 2, ..relaxed() };
     let server = Server::start(limits).await;
     let mut stream = server.connect().await;
     send_get(&mut stream, "/big").await;
     let (start, mut got, mut part) = (Instant::now(), 0, vec![0; 2 << 20]);
     while got < BIG {
-        let n = timeout(LONG, stream.read_exact(&mut part))
-            .await
-            .expect("stuck")
-            .expect("cut off");
+        let n = timeout(LONG, stream.read_exact(&mut part)).await.expect("stuck").expect("cut off");
         got += n;
         part.truncate((BIG - got).clamp(1, 2 << 20));
         sleep(SHORT / 6).await;
@@ -386,11 +315,7 @@ async fn a_slow_reader_that_goes_on_is_served() {
 
 #[tokio::test]
 async fn the_cap_holds_back_the_next_connection() {
-    let server = Server::start(ListenerLimits {
-        connections_max: 2,
-        ..relaxed()
-    })
-    .await;
+    let server = Server::start(ListenerLimits { connections_max: 2, ..relaxed() }).await;
     let mut open = [server.connect().await, server.connect().await];
     for stream in &mut open {
         stream.write_all(PING).await.unwrap();
@@ -411,11 +336,7 @@ async fn http1_keeps_alive_and_pipelines() {
     let mut stream = server.connect().await;
     let local = stream.local_addr().unwrap();
     stream.write_all(PING).await.unwrap();
-    assert!(
-        read_until(&mut stream, "pong")
-            .await
-            .starts_with("HTTP/1.1 200")
-    );
+    assert!(read_until(&mut stream, "pong").await.starts_with("HTTP/1.1 200"));
     send_get(&mut stream, "/peer").await;
     read_until(&mut stream, &format!("Peer(Some({local}))")).await;
     stream.write_all(&PING.repeat(2)).await.unwrap();
@@ -431,10 +352,7 @@ async fn http2_is_served_by_prior_knowledge() {
     let server = Server::start(relaxed()).await;
     let mut client = server.connect_h2().await;
     let mut other = client.clone();
-    let (a, b) = tokio::join!(
-        client.send_request(h2_get("/ping")),
-        other.send_request(h2_get("/slow")),
-    );
+    let (a, b) = tokio::join!(client.send_request(h2_get("/ping")), other.send_request(h2_get("/slow")),);
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!(a.version(), hyper::Version::HTTP_2);
     assert_eq!(a.into_body().collect().await.unwrap().to_bytes(), "pong");
@@ -444,12 +362,7 @@ async fn http2_is_served_by_prior_knowledge() {
 #[tokio::test]
 async fn half_closed_clients_do_not_stay() {
     let server = Server::start(relaxed()).await;
-    for sent in [
-        &b""[..],
-        b"P",
-        b"GET /ping HT",
-        b"POST /echo HTTP/1.1\r\ncontent-length: 9\r\n\r\nx",
-    ] {
+    for sent in [&b""[..], b"P", b"GET /ping HT", b"POST /echo HTTP/1.1\r\ncontent-length: 9\r\n\r\nx"] {
         let mut stream = server.connect().await;
         stream.write_all(sent).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -459,10 +372,7 @@ async fn half_closed_clients_do_not_stay() {
 
 #[tokio::test]
 async fn drain_finishes_requests_and_closes_the_rest() {
-    let limits = ListenerLimits {
-        first_byte_timeout: SHORT * 4,
-        ..relaxed()
-    };
+    let limits = ListenerLimits { first_byte_timeout: SHORT * 4, ..relaxed() };
     let server = Server::start(limits).await;
     let mut fresh = server.connect().await;
     let mut half = server.connect().await;
@@ -489,20 +399,13 @@ async fn drain_finishes_requests_and_closes_the_rest() {
     server.hooks.release.notify_waiters();
     read_until(&mut busy, "released").await;
     let answer = timeout(LONG, h2_busy).await.unwrap().unwrap().unwrap();
-    assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
-        "released"
-    );
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "released");
     assert_eq!(server.stopped().await, 0);
 }
 
 #[tokio::test]
 async fn drain_aborts_what_does_not_finish() {
-    let server = Server::start(ListenerLimits {
-        drain_timeout: SHORT,
-        ..relaxed()
-    })
-    .await;
+    let server = Server::start(ListenerLimits { drain_timeout: SHORT, ..relaxed() }).await;
     let mut stream = server.connect().await;
     send_get(&mut stream, "/hang").await;
     server.hooks.started.notified().await;
@@ -522,9 +425,7 @@ async fn drain_aborts_what_does_not_finish() {
             sleep(SHORT / 10).await;
         }
     };
-    timeout(LONG, dropped)
-        .await
-        .expect("a handler outlived its connection");
+    timeout(LONG, dropped).await.expect("a handler outlived its connection");
 }
 
 #[tokio::test]
@@ -536,9 +437,7 @@ async fn a_unix_socket_is_served_and_removed() {
     assert!(path.exists());
 
     let addr = ListenAddr::Unix(path.clone());
-    let listener = Listener::bind(&addr)
-        .await
-        .expect("stale socket not replaced");
+    let listener = Listener::bind(&addr).await.expect("stale socket not replaced");
     assert_eq!(listener.local_addr(), format!("unix:{}", path.display()));
     assert_eq!(listener.tcp_addr(), None);
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);

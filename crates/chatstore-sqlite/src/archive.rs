@@ -10,7 +10,7 @@ use chatstore_core::store::{Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
-use crate::messages::{insert_message, message_columns, message_row, plus_tokens};
+use crate::messages::{SEQ_END, insert_message, message_columns, message_row, plus_tokens};
 use crate::sessions::{SessionRow, insert_session, session_columns, session_row};
 use crate::writer::Failure;
 
@@ -78,6 +78,8 @@ impl ArchiveStore for SqliteStore {
         limit: u32,
     ) -> Result<Vec<Message>, StoreError> {
         let scope = scope.clone();
+        // Beyond these bounds stand the messages of other sessions.
+        let (after_seq, last_seq) = (after_seq.clamp(0, SEQ_END - 1), last_seq.clamp(0, SEQ_END - 1));
         self.readers
             .read(move |reader| {
                 let map = |row: &Row<'_>| exported_message_row(row, session_id, &scope);
@@ -99,24 +101,36 @@ impl ArchiveStore for SqliteStore {
 fn exported_message_row(row: &Row<'_>, session_id: SessionId, scope: &Scope) -> rusqlite::Result<Message> {
     let mut message = message_row(row, session_id, scope.project_id)?;
     let session_deleted_at = crate::sessions::time_column_opt(row, 16)?;
-    if session_deleted_at.is_some() && message.deleted_at.is_none() {
+    if message.deleted_at.is_none() {
         message.deleted_at = session_deleted_at;
+    }
+    blank_if_deleted(&mut message);
+    Ok(message)
+}
+
+/// A tombstone says nothing.
+fn blank_if_deleted(message: &mut Message) {
+    if message.deleted_at.is_some() {
         message.content = String::new();
         message.payload = None;
         message.metadata = RawJson::empty_object();
         message.context = None;
     }
-    Ok(message)
 }
 
 fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> Result<Imported, Failure> {
     let ArchivedSession { identity, session, messages } = archived;
+    if scope.user_id.is_some() && session.user_id != scope.user_id {
+        let detail = "is another than the caller speaks for".to_owned();
+        return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail }.into());
+    }
     let found = find(connection, scope, identity, &session)?;
     let is_new = found.is_none();
     let SessionRow { session_no, session: mut stored } = match found {
         Some(row) => row,
         None => {
             let mut fresh = session.clone();
+            fresh.project_id = scope.project_id;
             (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
             SessionRow { session_no: insert_session(connection, &fresh)?, session: fresh }
         }
@@ -131,6 +145,9 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
             return Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into());
         }
         message.session_id = stored.session_id;
+        // Nothing comes back into a deleted session: its erasing is over.
+        message.deleted_at = message.deleted_at.or(stored.deleted_at);
+        blank_if_deleted(&mut message);
         insert_message(connection, session_no, &message)?;
         count(&mut stored, &message, is_new);
         imported.messages += 1;
@@ -147,6 +164,9 @@ fn count(session: &mut Session, message: &Message, is_new: bool) {
     if message.deleted_at.is_none() {
         session.message_count += 1;
         session.token_count = plus_tokens(session.token_count, message.token_count);
+    } else {
+        // As after a deletion: a count was given, and nothing of it is left.
+        session.token_count = plus_tokens(session.token_count, message.token_count.map(|_| 0));
     }
     if !is_new {
         session.updated_at = session.updated_at.max(message.updated_at);

@@ -92,7 +92,7 @@ pub(crate) const STATEMENTS: &[&str] = &[
 ];
 
 /// The least `message_no` of the next session: `seq` has 32 bits.
-const SEQ_END: i64 = 1 << 32;
+pub(crate) const SEQ_END: i64 = 1 << 32;
 
 /// Where the message at `seq` of a session stands.
 pub(crate) fn message_no(session_no: i64, seq: i64) -> i64 {

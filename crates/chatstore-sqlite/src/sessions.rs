@@ -40,7 +40,9 @@ const UPDATE_SESSION: &str = "update sessions
     set session_name = ?2, is_favorite = ?3, metadata = ?4, version = ?5, updated_at = ?6 where session_no = ?1";
 const UPDATE_UPDATED_HOUR: &str = "update sessions set updated_hour = ?2 where session_no = ?1 and updated_hour <> ?2";
 const DELETE_SESSION: &str = "update sessions
-    set session_name = '', metadata = '{}', version = ?2, updated_at = ?3, deleted_at = ?3 where session_no = ?1";
+    set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, version = ?2,
+        updated_at = ?3, deleted_at = ?3
+    where session_no = ?1";
 const INSERT_METADATA: &str =
     "insert into session_metadata (project_id, key, value, session_no) values (?1, ?2, ?3, ?4)";
 const DELETE_METADATA: &str =

@@ -7,7 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,7 +63,7 @@ trait Job: Send {
     fn answer(self: Box<Self>, batch: Result<(), StoreError>);
     /// Roughly how many bytes it holds.
     fn bytes(&self) -> usize;
-    /// How many appends it counts for.
+    /// How many appends it counts for, once it has run.
     fn appends(&self) -> u64;
 }
 
@@ -119,7 +119,7 @@ where
     }
 
     fn appends(&self) -> u64 {
-        self.appends
+        if matches!(self.result, Some(Ok(_))) { self.appends } else { 0 }
     }
 }
 
@@ -333,10 +333,7 @@ impl Worker {
             if batch.len() >= self.batch_max || bytes >= BATCH_BYTES_MAX {
                 break;
             }
-            next = match self.jobs.try_recv() {
-                Ok(job) => Some(job),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
+            next = self.jobs.try_recv().ok();
         }
         Ok(())
     }

@@ -1,1 +1,107 @@
-fn main() {}
+//! The binary: `serve` and the tools around it.
+
+mod engine;
+mod export;
+mod import;
+mod keys;
+mod maintenance;
+mod serve;
+mod settings;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::settings::{ServeSettings, StoreSettings};
+
+/// Durable storage for AI chat applications: sessions and messages over REST.
+#[derive(Parser)]
+#[command(name = "chatstore", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the server.
+    Serve(ServeSettings),
+    /// Bring the database's schema up to date, or tell how it stands.
+    Migrate {
+        #[command(subcommand)]
+        action: maintenance::MigrateAction,
+    },
+    /// Make, list and revoke API keys; works beside a running server.
+    Keys {
+        #[command(subcommand)]
+        action: keys::KeysAction,
+    },
+    /// List every setting with its value and where that came from; secrets are not shown.
+    Config(ServeSettings),
+    /// Store conversations from a file of JSON Lines, plain or gzip.
+    Import(import::ImportArgs),
+    /// Write every conversation of a project as JSON Lines; works beside a running server.
+    Export(export::ExportArgs),
+    /// Write a checked copy of the database; works beside a running server.
+    Backup {
+        /// The file to write; it must not exist.
+        file: PathBuf,
+        #[command(flatten)]
+        settings: StoreSettings,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Print the version of the program and of its engine.
+    Version,
+    /// Print a script that completes commands in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("chatstore: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(settings) => serve::serve(&settings)?,
+        Command::Migrate { action } => maintenance::migrate(action)?,
+        Command::Keys { action } => keys::keys(action)?,
+        Command::Config(settings) => maintenance::print_config(&settings)?,
+        Command::Import(args) => return import::import(args),
+        Command::Export(args) => export::export(args)?,
+        Command::Backup { file, settings } => maintenance::backup(&file, &settings)?,
+        Command::Openapi => settings::print(&chatstore_server::openapi::document_text())?,
+        Command::Version => settings::print(&version())?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chatstore", &mut script);
+            settings::print(&String::from_utf8_lossy(&script))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn version() -> String {
+    format!("chatstore {} (SQLite {})\n", env!("CARGO_PKG_VERSION"), chatstore_sqlite::sqlite_version())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -13,10 +13,7 @@ pub(super) fn variables(document: &Document) -> Result<BTreeMap<String, Value>, 
     // The parser loses the last line without a line end if it ends in a blank.
     let text = format!("{}\n", document.text);
     let mut variables = BTreeMap::new();
-    for item in dotenvy::from_read_iter(LineReader {
-        rest: text.as_bytes(),
-        lines_read: &lines_read,
-    }) {
+    for item in dotenvy::from_read_iter(LineReader { rest: text.as_bytes(), lines_read: &lines_read }) {
         match item {
             Ok((name, text)) => {
                 let origin = format!("{} line {}", document.place, lines_read.get());
@@ -31,8 +28,9 @@ pub(super) fn variables(document: &Document) -> Result<BTreeMap<String, Value>, 
                 return Err(ConfigError::Syntax {
                     place: document.place.clone(),
                     line: (lines_read.get() + 1).saturating_sub(run).max(1),
-                    reason: "a line must be NAME=value, with quotes around a value that has blanks, quotes or \"#\" in it"
-                        .to_owned(),
+                    reason:
+                        "a line must be NAME=value, with quotes around a value that has blanks, quotes or \"#\" in it"
+                            .to_owned(),
                 });
             }
         }
@@ -48,11 +46,7 @@ struct LineReader<'a> {
 
 impl Read for LineReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let line = self
-            .rest
-            .iter()
-            .position(|&byte| byte == b'\n')
-            .map_or(self.rest.len(), |end| end + 1);
+        let line = self.rest.iter().position(|&byte| byte == b'\n').map_or(self.rest.len(), |end| end + 1);
         let (piece, rest) = self.rest.split_at(line.min(buffer.len()));
         buffer[..piece.len()].copy_from_slice(piece);
         self.rest = rest;

@@ -72,7 +72,5 @@ pub enum ConfigError {
 }
 
 fn suggestion(nearest: Option<&str>) -> String {
-    nearest
-        .map(|name| format!("; did you mean {name:?}?"))
-        .unwrap_or_default()
+    nearest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
 }

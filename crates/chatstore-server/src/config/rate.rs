@@ -20,16 +20,10 @@ impl Rate {
 
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim().to_ascii_lowercase();
-        let digits = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (count, rest) = text.split_at(digits);
         let count = count.parse().ok().filter(|&count| count > 0)?;
-        let per_seconds = if rest.is_empty() {
-            60
-        } else {
-            unit_seconds(rest)?
-        };
+        let per_seconds = if rest.is_empty() { 60 } else { unit_seconds(rest)? };
         Some(Self { count, per_seconds })
     }
 }
@@ -59,12 +53,7 @@ mod tests {
     use super::Rate;
 
     fn pairs(text: &str) -> Option<Vec<(u32, u32)>> {
-        Rate::parse_list(text).map(|rates| {
-            rates
-                .iter()
-                .map(|rate| (rate.count, rate.per_seconds))
-                .collect()
-        })
+        Rate::parse_list(text).map(|rates| rates.iter().map(|rate| (rate.count, rate.per_seconds)).collect())
     }
 
     #[test]
@@ -88,14 +77,8 @@ mod tests {
     #[test]
     fn lists_and_bare_counts_are_accepted() {
         assert_eq!(pairs("30"), Some(vec![(30, 60)]));
-        assert_eq!(
-            pairs("100/hour;10/second"),
-            Some(vec![(100, 3_600), (10, 1)])
-        );
-        assert_eq!(
-            pairs("100/h ; 10 per s ; 4294967295"),
-            Some(vec![(100, 3_600), (10, 1), (u32::MAX, 60)])
-        );
+        assert_eq!(pairs("100/hour;10/second"), Some(vec![(100, 3_600), (10, 1)]));
+        assert_eq!(pairs("100/h ; 10 per s ; 4294967295"), Some(vec![(100, 3_600), (10, 1), (u32::MAX, 60)]));
     }
 
     #[test]

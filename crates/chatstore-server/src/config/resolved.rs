@@ -17,11 +17,7 @@ impl Values {
 
     /// With `debug`, a log level that nobody chose is debug.
     pub(super) fn apply_debug(&mut self, debug: bool) {
-        if let Some(level) = self
-            .0
-            .get_mut("log_level")
-            .filter(|level| debug && level.origin == DEFAULT_ORIGIN)
-        {
+        if let Some(level) = self.0.get_mut("log_level").filter(|level| debug && level.origin == DEFAULT_ORIGIN) {
             "debug".clone_into(&mut level.text);
             "default with debug".clone_into(&mut level.origin);
         }
@@ -35,9 +31,7 @@ impl Values {
         let Some(value) = self.0.get(name) else {
             return Ok(None);
         };
-        parse(&value.text)
-            .map(Some)
-            .map_err(|accepted| invalid(name, value, accepted))
+        parse(&value.text).map(Some).map_err(|accepted| invalid(name, value, accepted))
     }
 
     pub(super) fn text<T>(
@@ -56,8 +50,7 @@ impl Values {
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, ConfigError> {
-        self.optional(name, parse)
-            .map(|value| value.expect("config.default.toml has it, as a test makes sure"))
+        self.optional(name, parse).map(|value| value.expect("config.default.toml has it, as a test makes sure"))
     }
 
     pub(super) fn required_text<T>(
@@ -65,8 +58,7 @@ impl Values {
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, ConfigError> {
-        self.text(name, parse)
-            .map(|value| value.expect("config.default.toml has it, as a test makes sure"))
+        self.text(name, parse).map(|value| value.expect("config.default.toml has it, as a test makes sure"))
     }
 
     pub(super) fn integer<T: TryFrom<u64>>(
@@ -76,24 +68,13 @@ impl Values {
     ) -> Result<T, ConfigError> {
         self.required(name, |text| {
             let digits = text.trim();
-            let number = digits
-                .bytes()
-                .all(|byte| byte.is_ascii_digit())
-                .then(|| digits.parse().ok())
-                .flatten();
-            let number = number
-                .filter(|number| range.contains(number))
-                .and_then(|number| T::try_from(number).ok());
-            number
-                .ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
+            let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+            let number = number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
+            number.ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
         })
     }
 
-    pub(super) fn milliseconds(
-        &self,
-        name: &'static str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Duration, ConfigError> {
+    pub(super) fn milliseconds(&self, name: &'static str, range: RangeInclusive<u64>) -> Result<Duration, ConfigError> {
         self.integer(name, range).map(Duration::from_millis)
     }
 
@@ -118,16 +99,9 @@ impl Values {
 }
 
 fn invalid(name: &'static str, value: &Value, accepted: String) -> ConfigError {
-    let is_secret = SETTINGS
-        .iter()
-        .any(|setting| setting.name == name && setting.secret);
+    let is_secret = SETTINGS.iter().any(|setting| setting.name == name && setting.secret);
     let given = (!is_secret).then(|| value.text.chars().take(60).collect());
-    ConfigError::Invalid {
-        name,
-        origin: value.origin.clone(),
-        accepted,
-        given,
-    }
+    ConfigError::Invalid { name, origin: value.origin.clone(), accepted, given }
 }
 
 pub(super) fn rates(text: &str) -> Result<Vec<Rate>, String> {

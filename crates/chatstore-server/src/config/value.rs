@@ -52,9 +52,7 @@ impl DatabaseUrl {
         if let Some(rest) = text.strip_prefix("sqlite:") {
             return sqlite_path(rest.strip_prefix("//").unwrap_or(rest)).map(Self::Sqlite);
         }
-        let rest = text
-            .strip_prefix("postgres://")
-            .or_else(|| text.strip_prefix("postgresql://"));
+        let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
         match rest {
             Some(rest) if !rest.is_empty() && !rest.contains(char::is_whitespace) => {
                 Ok(Self::Postgres(Secret::new(text)))
@@ -67,16 +65,10 @@ impl DatabaseUrl {
 /// Refuses the names that SQLite would not take for a file of its own, so that nothing is stored where it is lost.
 fn sqlite_path(path: &str) -> Result<PathBuf, String> {
     if path.contains(":memory:") || path.contains("mode=memory") {
-        return Err(
-            "a file when it is SQLite, because a database in memory is lost when the server stops"
-                .to_owned(),
-        );
+        return Err("a file when it is SQLite, because a database in memory is lost when the server stops".to_owned());
     }
     if path.is_empty() || path.ends_with('/') || path.starts_with("file:") || path.contains('?') {
-        return Err(
-            "sqlite: with the path of a file, without \"file:\" and without options after \"?\""
-                .to_owned(),
-        );
+        return Err("sqlite: with the path of a file, without \"file:\" and without options after \"?\"".to_owned());
     }
     Ok(PathBuf::from(path))
 }
@@ -124,15 +116,7 @@ fn redacted_url(url: &str) -> String {
 
 /// Only names known to be harmless show their values: a driver may learn a new secret option any day.
 fn redacted_option(option: &str) -> String {
-    const SHOWN: &[&str] = &[
-        "application_name",
-        "connect_timeout",
-        "dbname",
-        "host",
-        "port",
-        "sslmode",
-        "user",
-    ];
+    const SHOWN: &[&str] = &["application_name", "connect_timeout", "dbname", "host", "port", "sslmode", "user"];
     match option.split_once('=') {
         Some((name, _)) if SHOWN.contains(&name) => option.to_owned(),
         Some((name, _)) => format!("{name}=***"),
@@ -192,14 +176,7 @@ pub enum LogFormat {
 impl LogFormat {
     /// Reads a format, in any case.
     pub fn parse(text: &str) -> Result<Self, String> {
-        choice(
-            text,
-            &[
-                ("auto", Self::Auto),
-                ("human", Self::Human),
-                ("json", Self::Json),
-            ],
-        )
+        choice(text, &[("auto", Self::Auto), ("human", Self::Human), ("json", Self::Json)])
     }
 }
 
@@ -236,9 +213,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 }
 
 fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
-    let found = choices
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(text.trim()));
+    let found = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(text.trim()));
     found.map(|&(_, value)| value).ok_or_else(|| {
         let names: Vec<_> = choices.iter().map(|&(name, _)| name).collect();
         format!("one of {}", names.join(", "))

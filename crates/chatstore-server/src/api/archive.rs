@@ -1,0 +1,422 @@
+//! Whole conversations on the wire: the form of `import` and `export`, and the import over HTTP.
+
+use axum::extract::State;
+use chatstore_core::archive::{ArchiveIdentity, ArchivedSession, Imported};
+use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::ids::{MessageId, SessionId};
+use chatstore_core::json::RawJson;
+use chatstore_core::limits::{
+    IMPORT_SESSIONS_MAX, KIND_BYTES_MAX, ROLE_BYTES_MAX, SESSION_NAME_BYTES_MAX, TOKEN_COUNT_MAX, USER_ID_BYTES_MAX,
+};
+use chatstore_core::messages::{KIND_MESSAGE, Message, MessageStatus};
+use chatstore_core::sessions::Session;
+use chatstore_core::store::{Scope, StoreError};
+use futures_util::future::join_all;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{OperationDoc, check_external_id, check_id, check_length, check_metadata};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{ApiError, FieldError};
+use crate::extract::Json;
+use crate::openapi::{Example, anything, object, optional_id, optional_time};
+use crate::respond::Ok200;
+
+/// A conversation as one line of JSON. Only `id` and each message's `content` are needed; an
+/// export writes every field, and such a line is stored as it was.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct Conversation {
+    /// Your id for it: becomes the session's `external_id`, by which it is recognised when it comes again.
+    pub id: Option<String>,
+    /// The session's own id, in an export; then `external_id` stands apart from `id`.
+    #[schemars(schema_with = "optional_id")]
+    pub session_id: Option<String>,
+    /// The id the client once brought, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// The session's name.
+    #[serde(alias = "session_name")]
+    pub title: Option<String>,
+    /// The user it belongs to.
+    pub user_id: Option<String>,
+    /// Whether its owner marked it.
+    pub is_favorite: bool,
+    /// A JSON object.
+    #[schemars(schema_with = "object")]
+    pub metadata: Option<RawJson>,
+    /// The session's version, in an export.
+    pub version: Option<i64>,
+    /// When it was created; the first message's time if absent.
+    #[schemars(schema_with = "optional_time")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub updated_at: Option<Timestamp>,
+    /// When a message was last appended, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub last_message_at: Option<Timestamp>,
+    /// When it was deleted, in an export: a tombstone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_time")]
+    pub deleted_at: Option<Timestamp>,
+    /// The session it was copied from, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_id")]
+    pub forked_from: Option<String>,
+    /// The messages in their order.
+    pub messages: Vec<ConversationMessage>,
+}
+
+/// A message of a conversation.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct ConversationMessage {
+    /// Its id, in an export.
+    #[schemars(schema_with = "optional_id")]
+    pub message_id: Option<String>,
+    /// Its place; counted from 1 if absent.
+    pub seq: Option<i64>,
+    /// The message it answers, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_id")]
+    pub parent_id: Option<String>,
+    /// Who speaks; `user` if absent.
+    pub role: Option<String>,
+    /// What it is; `message` if absent.
+    pub kind: Option<String>,
+    /// `in_progress`, `completed` (if absent) or `incomplete`.
+    pub status: Option<String>,
+    /// What people read.
+    #[schemars(required)]
+    pub content: Option<String>,
+    /// The structured item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything")]
+    pub payload: Option<RawJson>,
+    /// A JSON object.
+    #[schemars(schema_with = "object")]
+    pub metadata: Option<RawJson>,
+    /// What retrieval gave the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything")]
+    pub context: Option<RawJson>,
+    /// The id the client brought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// Its size in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_count: Option<i64>,
+    /// Its version, in an export.
+    pub version: Option<i64>,
+    /// When it was stored; the conversation's time if absent.
+    #[schemars(schema_with = "optional_time")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub updated_at: Option<Timestamp>,
+    /// When it was deleted, in an export: a tombstone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_time")]
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl Example for Conversation {
+    fn example() -> Value {
+        json!({
+            "id": "thread-17",
+            "title": "Trip to Lisbon",
+            "user_id": "ada",
+            "created_at": "2026-01-31T12:00:00Z",
+            "messages": [
+                {"role": "user", "content": "What should I see in Lisbon in two days?"},
+                {"role": "assistant", "content": "Begin in Alfama."},
+            ],
+        })
+    }
+}
+
+impl Conversation {
+    /// A stored session as a line, without its messages.
+    pub fn of(session: &Session) -> Self {
+        Self {
+            id: Some(session.external_id.clone().unwrap_or_else(|| session.session_id.to_string())),
+            session_id: Some(session.session_id.to_string()),
+            external_id: session.external_id.clone(),
+            title: Some(session.session_name.clone()),
+            user_id: session.user_id.clone(),
+            is_favorite: session.is_favorite,
+            metadata: Some(session.metadata.clone()),
+            version: Some(session.version),
+            created_at: Some(session.created_at),
+            updated_at: Some(session.updated_at),
+            last_message_at: session.last_message_at,
+            deleted_at: session.deleted_at,
+            forked_from: session.forked_from.map(|id| id.to_string()),
+            messages: Vec::new(),
+        }
+    }
+
+    /// What the store is given. Ids and times that are absent come from `ctx`.
+    ///
+    /// # Errors
+    /// Every field at fault, with its pointer.
+    pub fn into_archived(
+        self,
+        ctx: &Ctx,
+        scope: &Scope,
+        content_bytes_max: usize,
+    ) -> Result<ArchivedSession, Vec<FieldError>> {
+        let mut errors = Vec::new();
+        let exported = self.session_id.is_some();
+        let external_id = if exported { self.external_id.clone() } else { self.id.clone() };
+        if external_id.is_none() && !exported {
+            errors.push(FieldError::new("/id", "is required"));
+        }
+        check_external_id(if exported { "/external_id" } else { "/id" }, external_id.as_deref(), &mut errors);
+        check_length("/title", self.title.as_deref(), SESSION_NAME_BYTES_MAX, &mut errors);
+        check_id("/user_id", self.user_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
+        check_metadata("/metadata", self.metadata.as_ref(), &mut errors);
+        check_version("/version", self.version, &mut errors);
+        let user_id = self.user_id.clone();
+        let bucket = scope.bucket(user_id.as_deref(), external_id.as_deref(), ctx.random());
+        let first_at = self.messages.iter().find_map(|message| message.created_at);
+        let created_at = self.created_at.or(first_at).unwrap_or_else(|| ctx.now());
+        let session_id = match read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors) {
+            // An id from another project names a place that does not fit: the session gets a new one.
+            Some(id) if user_id.is_none() || id.bucket() == bucket => id,
+            _ => ctx.new_session_id(created_at, bucket),
+        };
+        let moved = exported && self.session_id.as_deref() != Some(session_id.to_string().as_str());
+        let forked_from = read_id("/forked_from", self.forked_from.as_deref(), SessionId::parse, &mut errors);
+        let last_at = self.messages.iter().filter_map(|message| message.created_at).max();
+        let last_message_at = self.last_message_at.or_else(|| {
+            let any = !self.messages.is_empty() && !exported;
+            any.then(|| last_at.map_or(created_at, |at| at.max(created_at)))
+        });
+        let session = Session {
+            session_id,
+            project_id: scope.project_id,
+            user_id,
+            session_name: self.title.unwrap_or_default(),
+            is_favorite: self.is_favorite,
+            metadata: self.metadata.unwrap_or_else(RawJson::empty_object),
+            external_id,
+            last_seq: 0,
+            message_count: 0,
+            token_count: None,
+            version: self.version.unwrap_or(1),
+            created_at,
+            updated_at: self.updated_at.or(last_message_at).unwrap_or(created_at),
+            last_message_at,
+            deleted_at: self.deleted_at,
+            forked_from,
+        };
+        let mut messages = Vec::with_capacity(self.messages.len());
+        for (n, message) in self.messages.into_iter().enumerate() {
+            let place = Place { ctx, session: &session, n, moved, content_bytes_max };
+            messages.push(message.into_message(&place, &mut errors));
+        }
+        let identity = if exported && !moved { ArchiveIdentity::SessionId } else { ArchiveIdentity::ExternalId };
+        if moved && session.external_id.is_none() {
+            errors.push(FieldError::new(
+                "/session_id",
+                "belongs to another project: give the conversation an `external_id`",
+            ));
+        }
+        if errors.is_empty() { Ok(ArchivedSession { identity, session, messages }) } else { Err(errors) }
+    }
+}
+
+/// Where a message of a conversation is going.
+struct Place<'a> {
+    ctx: &'a Ctx,
+    session: &'a Session,
+    /// Its index in the line.
+    n: usize,
+    /// Whether the session could not keep its id.
+    moved: bool,
+    content_bytes_max: usize,
+}
+
+impl ConversationMessage {
+    /// A stored message as part of a line.
+    pub fn of(message: Message) -> Self {
+        Self {
+            message_id: Some(message.message_id.to_string()),
+            seq: Some(message.seq),
+            parent_id: message.parent_id.map(|id| id.to_string()),
+            role: Some(message.role),
+            kind: Some(message.kind),
+            status: Some(message.status.as_str().to_owned()),
+            content: Some(message.content),
+            payload: message.payload,
+            metadata: Some(message.metadata),
+            context: message.context,
+            external_id: message.external_id,
+            token_count: message.token_count,
+            version: Some(message.version),
+            created_at: Some(message.created_at),
+            updated_at: Some(message.updated_at),
+            deleted_at: message.deleted_at,
+        }
+    }
+
+    fn into_message(self, place: &Place<'_>, errors: &mut Vec<FieldError>) -> Message {
+        let at = |field: &str| format!("/messages/{}/{field}", place.n);
+        let content = self.content.unwrap_or_else(|| {
+            errors.push(FieldError::new(at("content"), "is required"));
+            String::new()
+        });
+        check_length(&at("content"), Some(&content), place.content_bytes_max, errors);
+        check_length(&at("role"), self.role.as_deref(), ROLE_BYTES_MAX, errors);
+        check_id(&at("kind"), self.kind.as_deref(), KIND_BYTES_MAX, errors);
+        check_external_id(&at("external_id"), self.external_id.as_deref(), errors);
+        check_metadata(&at("metadata"), self.metadata.as_ref(), errors);
+        check_version(&at("version"), self.version, errors);
+        if self.token_count.is_some_and(|tokens| !(0..=TOKEN_COUNT_MAX).contains(&tokens)) {
+            errors.push(FieldError::new(at("token_count"), format!("must be from 0 to {TOKEN_COUNT_MAX}")));
+        }
+        if self.seq.is_some_and(|seq| !(1..1 << 32).contains(&seq)) {
+            errors.push(FieldError::new(at("seq"), "must be from 1 to 4294967295"));
+        }
+        let status = self.status.as_deref().map(|text| MessageStatus::parse(text).ok_or(()));
+        if status == Some(Err(())) {
+            errors.push(FieldError::new(at("status"), "must be `in_progress`, `completed` or `incomplete`"));
+        }
+        let session = place.session;
+        let created_at = self.created_at.unwrap_or(session.created_at);
+        let own_id = read_id(&at("message_id"), self.message_id.as_deref(), MessageId::parse, errors);
+        if own_id.is_some_and(|id| !place.moved && id.bucket() != session.session_id.bucket()) {
+            errors.push(FieldError::new(at("message_id"), "does not belong to this session"));
+        }
+        let message_id = own_id.filter(|_| !place.moved);
+        let parent_id = read_id(&at("parent_id"), self.parent_id.as_deref(), MessageId::parse, errors);
+        Message {
+            message_id: message_id.unwrap_or_else(|| place.ctx.new_message_id(created_at, session.session_id)),
+            session_id: session.session_id,
+            project_id: session.project_id,
+            seq: self.seq.unwrap_or(place.n as i64 + 1),
+            parent_id: parent_id.filter(|_| !place.moved),
+            role: self.role.unwrap_or_else(|| "user".to_owned()),
+            kind: self.kind.unwrap_or_else(|| KIND_MESSAGE.to_owned()),
+            status: status.and_then(Result::ok).unwrap_or(MessageStatus::Completed),
+            content,
+            payload: self.payload,
+            metadata: self.metadata.unwrap_or_else(RawJson::empty_object),
+            context: self.context,
+            external_id: self.external_id,
+            token_count: self.token_count,
+            version: self.version.unwrap_or(1),
+            created_at,
+            updated_at: self.updated_at.unwrap_or(created_at),
+            deleted_at: self.deleted_at,
+        }
+    }
+}
+
+fn check_version(pointer: &str, version: Option<i64>, errors: &mut Vec<FieldError>) {
+    if version.is_some_and(|version| version < 1) {
+        errors.push(FieldError::new(pointer, "must be from 1"));
+    }
+}
+
+fn read_id<T>(
+    pointer: &str,
+    text: Option<&str>,
+    parse: impl Fn(&str) -> Option<T>,
+    errors: &mut Vec<FieldError>,
+) -> Option<T> {
+    let id = parse(text?);
+    if id.is_none() {
+        errors.push(FieldError::new(pointer, "is not an id"));
+    }
+    id
+}
+
+/// What became of each conversation of an import.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct ImportResponse {
+    /// Sessions that were new.
+    pub sessions: u64,
+    /// Messages that were new.
+    pub messages: u64,
+    /// Conversations that were not stored, whole.
+    pub refused: Vec<RefusedConversation>,
+}
+
+/// A conversation that was not stored.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct RefusedConversation {
+    /// Its index in the request.
+    pub index: usize,
+    /// Why, with the place in the conversation.
+    pub detail: String,
+}
+
+impl Example for ImportResponse {
+    fn example() -> Value {
+        json!({"sessions": 1, "messages": 2, "refused": []})
+    }
+}
+
+/// See [`import_sessions`].
+pub const IMPORT_SESSIONS: OperationDoc = OperationDoc {
+    id: "import_sessions",
+    summary: "Import conversations",
+    description: "Takes an array of up to 1,000 conversations in the form of `chatstore export`. Each is stored whole or \
+        refused with a reason; what is already there is left as it is, so that a repeated import adds nothing. A long \
+        conversation may come in parts whose messages carry `seq`.",
+    tag: "admin",
+};
+
+/// Imports conversations.
+pub async fn import_sessions(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<Vec<Conversation>>,
+) -> Result<Ok200<ImportResponse>, ApiError> {
+    if body.len() > IMPORT_SESSIONS_MAX {
+        return Err(ApiError::invalid_field("", format!("must hold at most {IMPORT_SESSIONS_MAX} conversations")));
+    }
+    let imports = body.into_iter().map(|conversation| import_session(&app, &caller, conversation));
+    let mut response = ImportResponse { sessions: 0, messages: 0, refused: Vec::new() };
+    for (index, outcome) in join_all(imports).await.into_iter().enumerate() {
+        match outcome? {
+            Ok(imported) => {
+                response.sessions += u64::from(imported.session);
+                response.messages += imported.messages;
+            }
+            Err(detail) => response.refused.push(RefusedConversation { index, detail }),
+        }
+    }
+    Ok(Ok200(response))
+}
+
+/// Stores one conversation; the inner error is a reason for its sender, the outer one ends the request.
+async fn import_session(
+    app: &App,
+    caller: &Caller,
+    mut conversation: Conversation,
+) -> Result<Result<Imported, String>, ApiError> {
+    conversation.user_id = match caller.user(conversation.user_id) {
+        Ok(user_id) => user_id,
+        Err(error) => return Err(error),
+    };
+    let archived = match conversation.into_archived(&app.ctx, &caller.scope, app.limits.content_bytes_max) {
+        Ok(archived) => archived,
+        Err(errors) => return Ok(Err(explain(&errors))),
+    };
+    match app.store.import_session(&caller.scope, archived).await {
+        Ok(imported) => Ok(Ok(imported)),
+        Err(error @ (StoreError::Invalid { .. } | StoreError::Conflict { .. })) => Ok(Err(error.to_string())),
+        Err(error) => Err(ApiError::from_store(error, "conversation")),
+    }
+}
+
+/// Faults as one line for people.
+pub fn explain(errors: &[FieldError]) -> String {
+    errors.iter().map(|error| format!("{} {}", error.pointer, error.detail)).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,54 @@
+//! Wire types and handlers of `/api/v1`, a file a noun.
+
+pub mod archive;
+pub mod messages;
+pub mod service;
+pub mod sessions;
+
+use chatstore_core::json::RawJson;
+use chatstore_core::limits::{EXTERNAL_ID_BYTES_MAX, METADATA_BYTES_MAX};
+
+use crate::error::FieldError;
+
+/// What the document says of an operation beside its types.
+#[derive(Clone, Copy, Debug)]
+pub struct OperationDoc {
+    /// `operationId`: the handler's and the store method's name too.
+    pub id: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// The rest of what a caller must know.
+    pub description: &'static str,
+    /// The group it is shown in.
+    pub tag: &'static str,
+}
+
+/// Refuses a text longer than `bytes_max`.
+fn check_length(pointer: &str, text: Option<&str>, bytes_max: usize, errors: &mut Vec<FieldError>) {
+    if text.is_some_and(|text| text.len() > bytes_max) {
+        errors.push(FieldError::new(pointer, format!("must have at most {bytes_max} bytes")));
+    }
+}
+
+/// Refuses a text that is empty or longer than `bytes_max`.
+fn check_id(pointer: &str, text: Option<&str>, bytes_max: usize, errors: &mut Vec<FieldError>) {
+    if text.is_some_and(str::is_empty) {
+        errors.push(FieldError::new(pointer, "must not be empty"));
+    }
+    check_length(pointer, text, bytes_max, errors);
+}
+
+/// Refuses an id of the client's that is empty or too long.
+fn check_external_id(pointer: &str, text: Option<&str>, errors: &mut Vec<FieldError>) {
+    check_id(pointer, text, EXTERNAL_ID_BYTES_MAX, errors);
+}
+
+/// Refuses metadata that is no object or too large.
+fn check_metadata(pointer: &str, metadata: Option<&RawJson>, errors: &mut Vec<FieldError>) {
+    let Some(metadata) = metadata else { return };
+    if !metadata.is_object() {
+        errors.push(FieldError::new(pointer, "must be an object"));
+    } else if metadata.as_str().len() > METADATA_BYTES_MAX {
+        errors.push(FieldError::new(pointer, format!("must have at most {METADATA_BYTES_MAX} bytes")));
+    }
+}

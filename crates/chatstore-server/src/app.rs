@@ -1,0 +1,90 @@
+//! What handlers share: the store, the clock, the secrets in use and the limits of a request.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chatstore_core::api_keys::KeyDigest;
+use chatstore_core::clock::Ctx;
+use chatstore_core::page::CursorKey;
+use chatstore_core::store::{Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// The limits of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Bytes of one message's content.
+    pub content_bytes_max: usize,
+    /// Bytes of a body.
+    pub body_bytes_max: usize,
+    /// How long a request may take in all.
+    pub request_timeout: Duration,
+    /// How long a body may take to arrive.
+    pub body_read_timeout: Duration,
+    /// Bytes a second at which a body must arrive, once it has had a few seconds.
+    pub body_bytes_per_second_min: u64,
+}
+
+impl From<&Config> for RequestLimits {
+    fn from(config: &Config) -> Self {
+        Self {
+            content_bytes_max: config.content_bytes_max,
+            body_bytes_max: config.body_bytes_max,
+            request_timeout: config.request_timeout,
+            body_read_timeout: config.body_read_timeout,
+            body_bytes_per_second_min: config.body_bytes_per_second_min,
+        }
+    }
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<AppState>);
+
+/// The inside of [`App`].
+pub struct AppState {
+    /// The engine.
+    pub store: Arc<dyn Store>,
+    /// Time, ids and randomness.
+    pub ctx: Ctx,
+    /// Signs the cursors of lists.
+    pub cursor_key: CursorKey,
+    /// Digest of `API_KEY`, which always works.
+    pub root_key: Option<KeyDigest>,
+    /// The limits of one request.
+    pub limits: RequestLimits,
+    /// Cancelled when the process is told to stop.
+    pub shutdown: CancellationToken,
+    /// The OpenAPI document as served.
+    pub openapi: Bytes,
+}
+
+impl App {
+    /// Puts an application together.
+    ///
+    /// # Errors
+    /// If the store cannot give its cursor key.
+    pub async fn new(
+        store: Arc<dyn Store>,
+        ctx: Ctx,
+        root_key: Option<&str>,
+        limits: RequestLimits,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StoreError> {
+        let cursor_key = store.cursor_key().await?;
+        let openapi = Bytes::from(crate::openapi::document_text());
+        let root_key = root_key.map(KeyDigest::of);
+        Ok(Self(Arc::new(AppState { store, ctx, cursor_key, root_key, limits, shutdown, openapi })))
+    }
+}
+
+impl Deref for App {
+    type Target = AppState;
+
+    fn deref(&self) -> &AppState {
+        &self.0
+    }
+}

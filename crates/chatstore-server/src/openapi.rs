@@ -1,0 +1,309 @@
+//! The OpenAPI 3.1 document, built from the routes and the types of their handlers, so that it
+//! says what the code does.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Code, Problem};
+use crate::router::{Access, Route, routes};
+
+/// A wire type that shows how it looks.
+pub trait Example {
+    /// A typical value.
+    fn example() -> Value;
+}
+
+impl<T: Example> Example for Vec<T> {
+    fn example() -> Value {
+        json!([T::example()])
+    }
+}
+
+/// Something a handler takes in.
+pub trait Describe {
+    /// Writes what it needs and how it fails into the operation.
+    fn describe(operation: &mut Operation);
+}
+
+/// Something a handler gives back.
+pub trait DescribeOutput {
+    /// Writes the answer into the operation.
+    fn describe(operation: &mut Operation);
+}
+
+/// A handler whose signature tells what it takes in and gives back; `Args` is there for inference.
+pub trait DescribedHandler<Args> {
+    /// Writes the signature into the operation.
+    fn describe(operation: &mut Operation);
+}
+
+macro_rules! described_handler {
+    ($($arg:ident),*) => {
+        impl<F, Fut, Out, $($arg),*> DescribedHandler<($($arg,)*)> for F
+        where
+            F: Fn(axum::extract::State<crate::app::App>, $($arg),*) -> Fut,
+            Fut: Future<Output = Result<Out, crate::error::ApiError>>,
+            Out: DescribeOutput,
+            $($arg: Describe),*
+        {
+            fn describe(operation: &mut Operation) {
+                $($arg::describe(operation);)*
+                Out::describe(operation);
+            }
+        }
+    };
+}
+described_handler!();
+described_handler!(A);
+described_handler!(A, B);
+described_handler!(A, B, C);
+described_handler!(A, B, C, D);
+
+/// An operation of the document while it is described.
+pub struct Operation {
+    generator: SchemaGenerator,
+    parameters: Vec<Value>,
+    request_body: Option<Value>,
+    responses: BTreeMap<u16, Value>,
+    failures: Vec<Code>,
+}
+
+impl Operation {
+    /// A parameter in the path.
+    pub fn path_parameter(&mut self, name: &str, description: &str) {
+        let schema = json!({"type": "string", "format": "uuid"});
+        self.parameter("path", name, description, schema, true);
+    }
+
+    /// A parameter in the query.
+    pub fn query_parameter(&mut self, name: &str, description: &str, schema: Value) {
+        self.parameter("query", name, description, schema, false);
+    }
+
+    /// A parameter in the query that is an object, as `name[key]=value`.
+    pub fn query_map(&mut self, name: &str, description: &str) {
+        let schema = json!({"type": "object", "additionalProperties": {"type": "string"}});
+        self.parameter("query", name, description, schema, false);
+        if let Some(Value::Object(parameter)) = self.parameters.last_mut() {
+            parameter.insert("style".to_owned(), "deepObject".into());
+            parameter.insert("explode".to_owned(), true.into());
+        }
+    }
+
+    /// A header that may be sent.
+    pub fn header_parameter(&mut self, name: &str, description: &str) {
+        self.parameter("header", name, description, json!({"type": "string"}), false);
+    }
+
+    fn parameter(&mut self, place: &str, name: &str, description: &str, schema: Value, required: bool) {
+        self.parameters.push(
+            json!({"name": name, "in": place, "description": description, "required": required, "schema": schema}),
+        );
+    }
+
+    /// The body it takes.
+    pub fn request_body<T: JsonSchema + Example>(&mut self) {
+        let schema = self.generator.subschema_for::<T>();
+        self.request_body = Some(
+            json!({"required": true, "content": {"application/json": {"schema": schema, "example": T::example()}}}),
+        );
+    }
+
+    /// An answer with a JSON body and these headers.
+    pub fn answers<T: JsonSchema + Example>(&mut self, status: u16, description: &str, headers: &[(&str, &str)]) {
+        let schema = self.generator.subschema_for::<T>();
+        let content = json!({"application/json": {"schema": schema, "example": T::example()}});
+        self.response(status, description, content, headers);
+    }
+
+    /// An answer that is another kind of document.
+    pub fn answers_text(&mut self, description: &str, media_type: &str) {
+        self.response(200, description, json!({media_type: {"schema": {"type": "string"}, "example": "…"}}), &[]);
+    }
+
+    fn response(&mut self, status: u16, description: &str, content: Value, headers: &[(&str, &str)]) {
+        let header = |text: &str| json!({"description": text, "schema": {"type": "string"}});
+        let mut all: Map<String, Value> =
+            headers.iter().map(|(name, text)| ((*name).to_owned(), header(text))).collect();
+        all.insert("X-Request-Id".to_owned(), header(REQUEST_ID));
+        self.responses.insert(status, json!({"description": description, "headers": all, "content": content}));
+    }
+
+    /// A way it can fail.
+    pub fn fails(&mut self, code: Code) {
+        if !self.failures.contains(&code) {
+            self.failures.push(code);
+        }
+    }
+}
+
+const REQUEST_ID: &str =
+    "The id under which the request stands in the log: the caller's, if it has the form `[A-Za-z0-9_-]{1,64}`.";
+
+/// How a time looks.
+pub fn time(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "format": "date-time"})
+}
+
+/// How a time that may be absent looks.
+pub fn optional_time(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["string", "null"], "format": "date-time"})
+}
+
+/// How an id looks.
+pub fn id(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "format": "uuid"})
+}
+
+/// How an id that may be absent looks.
+pub fn optional_id(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["string", "null"], "format": "uuid"})
+}
+
+/// How an object that is kept byte for byte looks.
+pub fn object(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "object", "additionalProperties": {}})
+}
+
+/// How any JSON that is kept byte for byte looks.
+pub fn anything(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({})
+}
+
+/// The document, pretty-printed, as it is served and committed.
+pub fn document_text() -> String {
+    let mut text = serde_json::to_string_pretty(&document()).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// The document.
+pub fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    let mut generator = settings.into_generator();
+    let problem = generator.subschema_for::<Problem>();
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for route in routes() {
+        let mut operation = Operation {
+            generator,
+            parameters: Vec::new(),
+            request_body: None,
+            responses: BTreeMap::new(),
+            failures: vec![Code::InternalError],
+        };
+        (route.describe)(&mut operation);
+        if route.access != Access::Open {
+            operation.fails(Code::Overloaded);
+        }
+        generator = std::mem::take(&mut operation.generator);
+        let method = route.method.as_str().to_ascii_lowercase();
+        paths.entry(route.path).or_default().insert(method, write_operation(&route, operation, &problem));
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Chatstore",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": DESCRIPTION,
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": "sessions", "description": "Conversations."},
+            {"name": "messages", "description": "What is said in them, in order."},
+            {"name": "admin", "description": "For operators."},
+            {"name": "service", "description": "Health and documents; open to all."},
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": generator.take_definitions(true),
+            "securitySchemes": {
+                "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer", "description": "The same API key."},
+            },
+        },
+    })
+}
+
+const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions and messages.\n\n\
+    Send an API key in `X-API-Key` or as `Authorization: Bearer`. Every path works with and without a trailing slash. \
+    Lists are bare arrays; the `Link` header leads to the next page. Errors are `application/problem+json` (RFC 9457) \
+    with a stable `code`.";
+
+fn write_operation(route: &Route, operation: Operation, problem: &schemars::Schema) -> Value {
+    let mut responses = operation.responses;
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in operation.failures {
+        by_status.entry(code.status().as_u16()).or_default().push(code);
+        // Both ways to lack a key are one answer of the same operation.
+        if code == Code::MissingApiKey {
+            by_status.entry(401).or_default().push(Code::InvalidApiKey);
+        }
+        if code == Code::InsufficientScope {
+            by_status.entry(403).or_default().push(Code::UserMismatch);
+        }
+        if code == Code::Overloaded {
+            by_status.entry(503).or_default().extend([Code::StoreUnavailable, Code::RequestTimeout]);
+        }
+    }
+    for (status, codes) in by_status {
+        responses.insert(status, failure(status, &codes, problem));
+    }
+    let responses: Map<String, Value> =
+        responses.into_iter().map(|(status, response)| (status.to_string(), response)).collect();
+    let mut written = json!({
+        "operationId": route.doc.id,
+        "summary": route.doc.summary,
+        "description": route.doc.description,
+        "tags": [route.doc.tag],
+        "responses": responses,
+        "security": match route.access {
+            Access::Open => json!([]),
+            Access::Needs(_) => json!([{"api_key": []}, {"bearer": []}]),
+        },
+    });
+    if let Access::Needs(permission) = route.access {
+        written["x-required-scope"] = permission.as_str().into();
+    }
+    if !operation.parameters.is_empty() {
+        written["parameters"] = operation.parameters.into();
+    }
+    if let Some(body) = operation.request_body {
+        written["requestBody"] = body;
+    }
+    written
+}
+
+fn failure(status: u16, codes: &[Code], problem: &schemars::Schema) -> Value {
+    let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.as_str())).collect();
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
+    let example = |code: &Code| {
+        json!({
+            "type": format!("urn:chatstore:problem:{}", code.as_str()),
+            "title": code.title(),
+            "status": status,
+            "detail": format!("{}.", code.title()),
+            "code": code.as_str(),
+            "request_id": "9f2c1d4e5a6b47c8a1b2c3d4e5f60718",
+        })
+    };
+    let examples: Map<String, Value> =
+        codes.iter().map(|code| (code.as_str().to_owned(), json!({"value": example(code)}))).collect();
+    let mut response = json!({
+        "description": format!("{reason}: {}.", names.join(", ")),
+        "headers": {"X-Request-Id": {"description": REQUEST_ID, "schema": {"type": "string"}}},
+        "content": {"application/problem+json": {"schema": problem, "examples": examples}},
+    });
+    if status == 503 {
+        response["headers"]["Retry-After"] =
+            json!({"description": "Seconds after which a retry may succeed.", "schema": {"type": "integer"}});
+    }
+    response
+}

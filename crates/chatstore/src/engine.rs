@@ -1,0 +1,76 @@
+//! Which engine stands behind a database URL: the one place that names engines.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use chatstore_core::clock::Ctx;
+use chatstore_core::store::Store;
+use chatstore_server::config::{Config, DatabaseUrl, SqliteSynchronous};
+use chatstore_sqlite::{LockFile, SqliteOptions, SqliteStore, Synchronous};
+
+/// A store opened for a command, and the lock that keeps others away, if the command needs it.
+pub(crate) struct OpenStore {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) lock: Option<LockFile>,
+    pub(crate) path: PathBuf,
+}
+
+/// The database file.
+pub(crate) fn database_path(config: &Config) -> anyhow::Result<&Path> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => Ok(path),
+        DatabaseUrl::Postgres(_) => {
+            bail!("DATABASE_URL names PostgreSQL, which this version does not serve yet; use sqlite:PATH")
+        }
+    }
+}
+
+/// Opens the store for the one process that serves or imports; migrates it first if it may.
+pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, command: &'static str) -> anyhow::Result<OpenStore> {
+    let path = database_path(config)?;
+    chatstore_sqlite::prepare_directory(path)?;
+    let lock = LockFile::acquire(path, command)?;
+    if config.auto_migrate || !path.exists() {
+        chatstore_sqlite::migrate(path, ctx)?;
+    }
+    let store = SqliteStore::open(&options(config, path), ctx.clone())?;
+    Ok(OpenStore { store: Arc::new(store), lock: Some(lock), path: path.to_owned() })
+}
+
+/// Opens the store beside a server that may be running. An absent or old file is first made or
+/// migrated, for which no server may be running.
+pub(crate) fn open_shared(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
+    let path = database_path(config)?;
+    let pending = chatstore_sqlite::migration_status(path)?.iter().any(|step| step.applied_at.is_none());
+    if pending {
+        chatstore_sqlite::prepare_directory(path)?;
+        let _lock = LockFile::acquire(path, "migrate")?;
+        chatstore_sqlite::migrate(path, ctx)?;
+    }
+    let store = SqliteStore::open(&options(config, path), ctx.clone())?;
+    Ok(OpenStore { store: Arc::new(store), lock: None, path: path.to_owned() })
+}
+
+/// Opens a store that must exist, beside a server that may be running.
+pub(crate) fn open_existing(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
+    let path = database_path(config)?;
+    if !path.exists() {
+        bail!("there is no database at {}; set DATABASE_URL to the one you mean", path.display());
+    }
+    open_shared(config, ctx)
+}
+
+fn options(config: &Config, path: &Path) -> SqliteOptions {
+    let mut options = SqliteOptions::new(path);
+    options.synchronous = match config.sqlite_synchronous {
+        SqliteSynchronous::Full => Synchronous::Full,
+        SqliteSynchronous::Normal => Synchronous::Normal,
+    };
+    options.write_queue_max = config.sqlite_write_queue_max;
+    options.batch_max = config.sqlite_batch_max;
+    if config.sqlite_readers > 0 {
+        options.readers = config.sqlite_readers;
+    }
+    options
+}

@@ -1,0 +1,178 @@
+//! `chatstore serve`: from settings to a running server, and back down in order.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
+use chatstore_core::clock::Ctx;
+use chatstore_core::ids::ProjectId;
+use chatstore_server::app::{App, RequestLimits};
+use chatstore_server::config::{Config, Secret};
+use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
+use chatstore_server::{router, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{self, OpenStore};
+use crate::settings::ServeSettings;
+
+/// How long the store gets to close after the last request.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+pub(crate) fn serve(settings: &ServeSettings) -> anyhow::Result<()> {
+    let config = settings.load()?;
+    let _telemetry = telemetry::init(config.log_level, config.log_format, std::io::stdout().is_terminal());
+    log_panics();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if config.worker_threads > 0 {
+        runtime.worker_threads(config.worker_threads);
+    }
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let result = runtime.block_on(run(&config));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+/// A panic is logged with its place alone: its message may hold what a client sent.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a panic was caught");
+    }));
+}
+
+async fn run(config: &Config) -> anyhow::Result<()> {
+    let ctx = Ctx::system();
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone()).context("cannot listen for signals")?;
+    // Bound before a key is made: a key that nobody could use would be shown and lost.
+    let listener = bind(config).await?;
+    let url = listener.local_addr();
+    let OpenStore { store, mut lock, path } = engine::open_exclusive(config, &ctx, "serve")?;
+    if let Some(lock) = &mut lock {
+        lock.announce(&url).context("cannot write the lock file")?;
+    }
+    let root_key = config.api_key.as_ref().map(Secret::expose);
+    let limits = RequestLimits::from(config);
+    let app = App::new(store.clone(), ctx.clone(), root_key, limits, shutdown.clone()).await?;
+    let first_key = match root_key {
+        Some(_) => None,
+        None => make_first_key(&app).await?,
+    };
+    tracing::info!(url, database = %path.display(), version = env!("CARGO_PKG_VERSION"), "listening");
+    greet(&url, &path, root_key.is_some(), first_key.as_ref());
+    let limits = listener_limits(config);
+    listener::serve(listener, router::router(app), limits, shutdown).await;
+    let closed = tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await;
+    let stats = store.stats();
+    if closed.is_err() {
+        tracing::warn!("the store took too long to close; the next start makes up for it");
+    }
+    tracing::info!(commits = stats.commits, appends = stats.appends, "store closed");
+    drop(lock);
+    Ok(())
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Listener> {
+    let address = match &config.unix_socket {
+        Some(path) => ListenAddr::Unix(path.clone()),
+        None => ListenAddr::Tcp(resolve(config).await?),
+    };
+    Listener::bind(&address).await.with_context(|| format!("cannot listen on {address} (HOST, PORT, UNIX_SOCKET)"))
+}
+
+async fn resolve(config: &Config) -> anyhow::Result<SocketAddr> {
+    if let Ok(ip) = config.host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, config.port));
+    }
+    let mut found = tokio::net::lookup_host((config.host.as_str(), config.port))
+        .await
+        .with_context(|| format!("HOST `{}` is no address and no name that resolves", config.host))?;
+    found.next().with_context(|| format!("HOST `{}` resolves to nothing", config.host))
+}
+
+fn listener_limits(config: &Config) -> ListenerLimits {
+    ListenerLimits {
+        first_byte_timeout: config.first_byte_timeout,
+        header_read_timeout: config.header_read_timeout,
+        idle_timeout: config.idle_timeout,
+        write_stall_timeout: config.write_stall_timeout,
+        connections_max: config.connections_max,
+        drain_timeout: config.drain_timeout,
+        ..ListenerLimits::default()
+    }
+}
+
+/// The first signal drains; a second one ends the process at once.
+fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "Ctrl-C",
+            }
+        };
+        let name = next().await;
+        tracing::info!(signal = name, "stopping: no new connections, running requests finish");
+        shutdown.cancel();
+        next().await;
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Makes a key with all scopes if there has never been one.
+async fn make_first_key(app: &App) -> anyhow::Result<Option<PresentedKey>> {
+    let key = PresentedKey::generate(&app.ctx);
+    let stored = ApiKey {
+        key_id: key.key_id().to_owned(),
+        project_id: ProjectId::DEFAULT,
+        name: "first key".to_owned(),
+        digest: key.digest(),
+        scopes: KeyScopes::all(),
+        user_id: None,
+        created_at: app.ctx.now(),
+        expires_at: None,
+        revoked_at: None,
+    };
+    let made = app.store.create_first_api_key(stored).await?;
+    Ok(made.then_some(key))
+}
+
+/// Tells a person where everything is: on standard error, apart from the log. A new key is shown
+/// there always, the rest only to a terminal.
+fn greet(url: &str, path: &std::path::Path, has_root_key: bool, first_key: Option<&PresentedKey>) {
+    let mut err = std::io::stderr().lock();
+    if first_key.is_none() && !err.is_terminal() {
+        return;
+    }
+    let reachable = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+    let (curl, base) = match url.strip_prefix("unix:") {
+        Some(socket) => (format!("curl --unix-socket {socket}"), "http://localhost".to_owned()),
+        None => ("curl".to_owned(), reachable),
+    };
+    let key = match first_key {
+        Some(key) => format!("{}   <- shown this once: keep it", key.expose()),
+        None if has_root_key => "the one in API_KEY".to_owned(),
+        None => "made before; `chatstore keys create --name NAME` makes another".to_owned(),
+    };
+    let sample = match first_key {
+        Some(key) => key.expose(),
+        None => "$API_KEY",
+    };
+    let text = format!(
+        "\n  Chatstore {version}\n\n  Docs  {base}/docs\n  Data  {data}\n  Key   {key}\n\n  Try it:\n  \
+         {curl} -H 'X-API-Key: {sample}' -H 'Content-Type: application/json' \
+         -d '{{\"session_name\": \"Hello\"}}' {base}/api/v1/sessions\n\n",
+        version = env!("CARGO_PKG_VERSION"),
+        data = path.display(),
+    );
+    let text =
+        if first_key.is_none() { text.replace("'X-API-Key: $API_KEY'", "\"X-API-Key: $API_KEY\"") } else { text };
+    // Nobody reads it if this fails.
+    let _ = err.write_all(text.as_bytes());
+}
