@@ -1,5 +1,6 @@
 //! JSON kept byte for byte, and the check for what both engines cannot hold.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -33,18 +34,18 @@ impl RawJson {
     }
 
     /// The object's top-level members that are strings, numbers or booleans, each as the text a
-    /// filter names it by. The last of a repeated key counts; an array or other value has none.
+    /// filter names it by: a number as it is written. The last of a repeated key counts; an array or other value has none.
     pub fn scalars(&self) -> Vec<(String, String)> {
         if self.as_str() == "{}" {
             return Vec::new();
         }
-        let Ok(members) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(self.as_str()) else {
+        let Ok(members) = serde_json::from_str::<BTreeMap<String, &RawValue>>(self.as_str()) else {
             return Vec::new();
         };
-        let text = |value| match value {
-            serde_json::Value::String(text) => Some(text),
-            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => Some(value.to_string()),
-            _ => None,
+        let text = |value: &RawValue| match value.get().as_bytes().first() {
+            Some(b'"') => serde_json::from_str(value.get()).ok(),
+            Some(b'{' | b'[' | b'n') | None => None,
+            Some(_) => Some(value.get().to_owned()),
         };
         members.into_iter().filter_map(|(key, value)| Some((key, text(value)?))).collect()
     }
@@ -271,10 +272,11 @@ mod tests {
 
     #[test]
     fn scalars_are_what_filters_can_name() {
-        let json = RawJson::parse(r#"{"a":"x","b":1.50,"c":true,"d":null,"e":[1],"f":{"g":1}}"#.to_owned()).unwrap();
+        let json =
+            RawJson::parse(r#"{"a":"x","b":1.50,"c":true,"d":null,"e":[1],"f":{"g":1},"g":1e400}"#.to_owned()).unwrap();
         let text = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        assert_eq!(json.scalars(), [text("a", "x"), text("b", "1.5"), text("c", "true")]);
-        assert_eq!(json.as_str(), r#"{"a":"x","b":1.50,"c":true,"d":null,"e":[1],"f":{"g":1}}"#);
+        assert_eq!(json.scalars(), [text("a", "x"), text("b", "1.50"), text("c", "true"), text("g", "1e400")]);
+        assert_eq!(json.as_str(), r#"{"a":"x","b":1.50,"c":true,"d":null,"e":[1],"f":{"g":1},"g":1e400}"#);
     }
 
     proptest! {

@@ -166,7 +166,7 @@ pub struct MessagePatch {
     /// New status; only a message in progress can take another.
     pub status: Option<MessageStatus>,
     /// New size in tokens.
-    pub token_count: Option<Option<i64>>,
+    pub token_count: Option<i64>,
 }
 
 impl MessagePatch {
@@ -203,8 +203,8 @@ impl MessagePatch {
             }
             message.status = status;
         }
-        if let Some(token_count) = self.token_count {
-            message.token_count = token_count;
+        if self.token_count.is_some() {
+            message.token_count = self.token_count;
         }
         let changed = *message != before;
         if changed {

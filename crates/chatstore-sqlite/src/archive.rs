@@ -131,6 +131,10 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
         None => {
             let mut fresh = session.clone();
             fresh.project_id = scope.project_id;
+            if fresh.deleted_at.is_some() {
+                fresh.session_name = String::new();
+                fresh.metadata = RawJson::empty_object();
+            }
             (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
             SessionRow { session_no: insert_session(connection, &fresh)?, session: fresh }
         }

@@ -116,8 +116,9 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        self.writer.close().await;
+        // The writer goes last: it can empty and remove the log when nobody reads any more.
         self.readers.close();
+        self.writer.close().await;
     }
 }
 

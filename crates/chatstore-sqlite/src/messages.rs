@@ -255,6 +255,9 @@ fn append(
         counters.token_count = plus_tokens(counters.token_count, message.token_count);
         stored.push(message);
     }
+    if stored.is_empty() {
+        return Ok(stored);
+    }
     counters.message_count += i64::try_from(stored.len()).unwrap_or(i64::MAX);
     move_counters(connection, &counters, now)?;
     Ok(stored)

@@ -135,7 +135,7 @@ fn is_interrupted(failure: &Failure) -> bool {
 pub(crate) struct Readers {
     quick: Mutex<Vec<Reader>>,
     long: Mutex<Vec<Reader>>,
-    long_places: Semaphore,
+    long_places: Arc<Semaphore>,
 }
 
 impl Readers {
@@ -145,7 +145,7 @@ impl Readers {
         Ok(Self {
             quick: Mutex::new(open(QUICK_CONNECTIONS)?),
             long: Mutex::new(open(long)?),
-            long_places: Semaphore::new(long),
+            long_places: Arc::new(Semaphore::new(long)),
         })
     }
 
@@ -171,11 +171,8 @@ impl Readers {
 
     /// `None` if no connection is free or the read is too long for here.
     fn read_quick<T>(&self, read: impl Fn(&Reader) -> Result<T, Failure>) -> Option<Result<T, Failure>> {
-        let reader = pop(&self.quick)?;
-        reader.budget.start(Limits::Quick);
-        let result = read(&reader);
-        self.put_back(&self.quick, reader);
-        match result {
+        let lease = self.lease(&self.quick)?;
+        match lease.run(Limits::Quick, read) {
             Err(failure) if is_interrupted(&failure) => None,
             result => Some(result),
         }
@@ -187,33 +184,52 @@ impl Readers {
         T: Send + 'static,
     {
         let closed = || StoreError::Unavailable { reason: "the store is closed".to_owned() };
+        // The place is kept by the thread, not by the caller, who may go away.
+        let place = self.long_places.clone().acquire_owned().await.map_err(|_| closed())?;
         let readers = self.clone();
-        let result = tokio::task::spawn_blocking({
-            let _place = self.long_places.acquire().await.map_err(|_| closed())?;
-            move || {
-                let reader = pop(&readers.long)?;
-                reader.budget.start(Limits::Until(Instant::now() + READ_DEADLINE));
-                let result = read(&reader);
-                readers.put_back(&readers.long, reader);
-                Some(result)
-            }
-        });
-        match result.await {
+        let run = move || {
+            let _place = place;
+            let lease = readers.lease(&readers.long)?;
+            Some(lease.run(Limits::Until(Instant::now() + READ_DEADLINE), read))
+        };
+        match tokio::task::spawn_blocking(run).await {
             Ok(Some(result)) => result.map_err(answer),
             Ok(None) => Err(closed()),
             Err(_) => Err(StoreError::internal("a read panicked")),
         }
     }
 
-    fn put_back(&self, pool: &Mutex<Vec<Reader>>, reader: Reader) {
-        if !self.long_places.is_closed() {
-            pool.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
-        }
+    fn lease<'a>(&'a self, pool: &'a Mutex<Vec<Reader>>) -> Option<Lease<'a>> {
+        let reader = pool.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Lease { readers: self, pool, reader: Some(reader) })
     }
 }
 
-fn pop(pool: &Mutex<Vec<Reader>>) -> Option<Reader> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner).pop()
+/// A connection out of its pool, which gets it back however the read ends.
+struct Lease<'a> {
+    readers: &'a Readers,
+    pool: &'a Mutex<Vec<Reader>>,
+    reader: Option<Reader>,
+}
+
+impl Lease<'_> {
+    fn run<T>(&self, limits: Limits, read: impl Fn(&Reader) -> Result<T, Failure>) -> Result<T, Failure> {
+        let reader = self.reader.as_ref().ok_or_else(|| StoreError::internal("a lease without a connection"))?;
+        reader.budget.start(limits);
+        read(reader)
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let Some(reader) = self.reader.take() else { return };
+        // A read that panicked or was stopped may have left its snapshot open.
+        reader.budget.start(Limits::Until(Instant::now() + READ_DEADLINE));
+        let clean = reader.connection.is_autocommit() || reader.connection.execute_batch("rollback").is_ok();
+        if clean && !self.readers.long_places.is_closed() {
+            self.pool.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        }
+    }
 }
 
 fn answer(failure: Failure) -> StoreError {

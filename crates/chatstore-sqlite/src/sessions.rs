@@ -82,6 +82,10 @@ pub(crate) struct SessionRow {
 impl SessionStore for SqliteStore {
     async fn create_session(&self, scope: &Scope, new: NewSession) -> Result<Session, StoreError> {
         let session = new.into_session(scope.project_id);
+        if scope.user_id.is_some() && session.user_id != scope.user_id {
+            let detail = "is another than the caller speaks for".to_owned();
+            return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
+        }
         self.writer
             .write(session.metadata.as_str().len() + session.session_name.len(), move |connection| {
                 insert_session(connection, &session)?;

@@ -65,6 +65,8 @@ trait Job: Send {
     fn bytes(&self) -> usize;
     /// How many appends it counts for, once it has run.
     fn appends(&self) -> u64;
+    /// Whether what it did is kept.
+    fn is_kept(&self) -> bool;
 }
 
 struct WriteJob<F, T> {
@@ -119,7 +121,11 @@ where
     }
 
     fn appends(&self) -> u64 {
-        if matches!(self.result, Some(Ok(_))) { self.appends } else { 0 }
+        if self.is_kept() { self.appends } else { 0 }
+    }
+
+    fn is_kept(&self) -> bool {
+        matches!(self.result, Some(Ok(_)))
     }
 }
 
@@ -310,7 +316,7 @@ impl Worker {
             }
         };
         if outcome.is_ok() {
-            self.shared.commits.fetch_add(1, Ordering::Relaxed);
+            self.shared.commits.fetch_add(u64::from(batch.iter().any(|job| job.is_kept())), Ordering::Relaxed);
             let appends = batch.iter().map(|job| job.appends()).sum();
             self.shared.appends.fetch_add(appends, Ordering::Relaxed);
         } else if !self.connection.is_autocommit() {

@@ -11,7 +11,7 @@ use chatstore_core::conformance::join_all;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessageQuery, MessageStore as _, NewMessage};
-use chatstore_core::page::PageRequest;
+use chatstore_core::page::{Order, PageRequest};
 use chatstore_core::sessions::{NewSession, Session, SessionStore as _};
 use chatstore_core::store::{ExpectedVersion, Scope, Store as _, StoreError};
 use chatstore_sqlite::{SqliteOptions, SqliteStore, backup, migrate};
@@ -50,7 +50,7 @@ impl Engine {
             user_id: None,
             session_name: "a session".to_owned(),
             is_favorite: false,
-            metadata: RawJson::empty_object(),
+            metadata: RawJson::parse(r#"{"topic":"tea"}"#.to_owned()).expect("JSON"),
             external_id: None,
             created_at,
         };
@@ -208,6 +208,9 @@ async fn messages_of_a_deleted_session_are_erased_in_the_file() {
     let tombstones = "select count(*) from messages where deleted_at = ?1";
     let tombstones: i64 = outsider.query_row(tombstones, params![now.as_micros()], |row| row.get(0)).unwrap();
     assert_eq!(tombstones, 600);
+    let count = |sql: &str| outsider.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("select count(*) from session_metadata"), 1, "the other session's");
+    assert_eq!(count("select count(*) from sessions where session_name <> '' and deleted_at is not null"), 0);
     assert_eq!(engine.store.get_message(&engine.scope, neighbour.message_id).await, Ok(Some(neighbour)));
 }
 
@@ -327,4 +330,35 @@ fn a_backup_that_cannot_be_written_is_refused_with_a_sentence() {
     let names: Vec<_> =
         std::fs::read_dir(engine.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| name.to_string_lossy().starts_with("chatstore.db")), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_reads_give_the_same_answers_as_quick_ones() {
+    let engine = Engine::new();
+    let session = engine.session().await;
+    let large = "x".repeat(200_000);
+    for n in 0..20 {
+        let mut messages: Vec<NewMessage> = (0..1_000).map(|_| engine.new_message(&session)).collect();
+        if n == 0 {
+            messages.iter_mut().take(50).for_each(|message| message.content.clone_from(&large));
+            messages[0].role = "rare".to_owned();
+        }
+        let now = engine.ctx.now();
+        engine.store.append_messages(&engine.scope, session.session_id, messages, now).await.expect("appended");
+    }
+    let list = async |role: Option<&str>, order| {
+        let query = MessageQuery { role: role.map(ToOwned::to_owned), order, ..MessageQuery::default() };
+        let page = PageRequest { limit: 50, ..PageRequest::default() };
+        engine.store.list_messages(&engine.scope, session.session_id, &query, &page).await.expect("listed").items
+    };
+    // Many rows to pass over, and much text to carry: both are more than a quick read may cost.
+    let rare = list(Some("rare"), Order::Desc).await;
+    assert_eq!(rare.iter().map(|message| message.seq).collect::<Vec<_>>(), [1]);
+    let first = list(None, Order::Asc).await;
+    assert_eq!(first.iter().map(|message| message.seq).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+    assert!(first.iter().all(|message| message.content == large));
+    for _ in 0..20 {
+        assert_eq!(list(Some("absent"), Order::Desc).await, []);
+    }
+    assert_eq!(list(None, Order::Desc).await.len(), 50);
 }

@@ -33,8 +33,10 @@ async fn export(t: &TestStore, scope: &Scope, limit: u32) -> Vec<Conversation> {
                     break;
                 }
                 messages.extend(page);
+                assert!(messages.len() < 100, "the messages never end");
             }
             conversations.push((session, messages));
+            assert!(conversations.len() < 100, "the sessions never end");
         }
     }
 }
