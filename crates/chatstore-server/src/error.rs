@@ -218,6 +218,11 @@ impl ApiError {
         Self::invalid(vec![FieldError::new(pointer, detail)])
     }
 
+    /// The fields and parameters at fault.
+    pub fn errors(&self) -> &[FieldError] {
+        &self.errors
+    }
+
     /// There is no such `noun` for this caller: absent and foreign things answer alike.
     pub fn not_found(noun: &str) -> Self {
         Self::new(Code::NotFound, format!("There is no such {noun}."))

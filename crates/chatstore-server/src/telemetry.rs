@@ -1,16 +1,22 @@
 //! Where events go: one line each, to standard output.
 
+mod buffer;
+mod json;
+
 use std::fmt::{self, Write as _};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber};
-use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::Layer as _;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
+
+use chatstore_core::clock::Ctx;
+
+use buffer::{LineThread, line_buffer};
+use json::JsonLine;
 
 use crate::config::{LogFormat, LogLevel};
 
@@ -21,18 +27,21 @@ const NOISY_TARGETS: [&str; 3] = ["h2", "hyper", "rustls"];
 #[must_use = "the log ends when this is dropped"]
 #[derive(Debug)]
 pub struct TelemetryGuard {
-    _worker: WorkerGuard,
+    _thread: LineThread,
 }
 
 /// Starts to log to standard output, which `is_terminal` or is not.
 ///
-/// A thread of its own writes the lines: when the reader of the output is too slow, lines are lost rather than requests
-/// held up. Only the first call in a process takes effect.
-pub fn init(level: LogLevel, format: LogFormat, is_terminal: bool) -> TelemetryGuard {
-    let (writer, worker) = tracing_appender::non_blocking(std::io::stdout());
+/// A thread of its own writes the lines a moment later: when the reader of the output is too slow, lines are lost and
+/// counted rather than requests held up. Only the first call in a process takes effect.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn init(level: LogLevel, format: LogFormat, is_terminal: bool) -> std::io::Result<TelemetryGuard> {
+    let (writer, thread) = line_buffer(std::io::stdout())?;
     // It fails when there is a subscriber already; that one is as good.
     let _ = tracing::subscriber::set_global_default(subscriber(level, format, is_terminal, writer));
-    TelemetryGuard { _worker: worker }
+    Ok(TelemetryGuard { _thread: thread })
 }
 
 fn subscriber<W>(
@@ -49,16 +58,15 @@ where
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    let targets = targets(level);
+    let registry = tracing_subscriber::registry().with(targets(level));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if !is_human {
-        let layer = layer.json().flatten_event(true).with_current_span(true).with_span_list(false);
-        return Box::new(tracing_subscriber::registry().with(layer.with_filter(targets)));
+        return Box::new(registry.with(layer.with_ansi(false).event_format(JsonLine { ctx: Ctx::system() })));
     }
     let layer = layer.fmt_fields(debug_fn(write_field).delimited(" "));
     // On a terminal the layer decides by itself, which honours NO_COLOR.
     let layer = if is_terminal { layer } else { layer.with_ansi(false) };
-    Box::new(tracing_subscriber::registry().with(layer.with_filter(targets)))
+    Box::new(registry.with(layer))
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -206,8 +214,8 @@ mod tests {
     #[test]
     fn what_is_dropped_is_written_first() {
         let sink = Sink::default();
-        let (writer, worker) = tracing_appender::non_blocking(sink.clone());
-        let guard = TelemetryGuard { _worker: worker };
+        let (writer, thread) = line_buffer(sink.clone()).unwrap();
+        let guard = TelemetryGuard { _thread: thread };
         let subscriber = subscriber(LogLevel::Info, LogFormat::Json, false, writer);
         tracing::subscriber::with_default(subscriber, || (0..100).for_each(|n| tracing::info!(n, "line")));
         drop(guard);

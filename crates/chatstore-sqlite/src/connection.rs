@@ -44,6 +44,15 @@ pub(crate) fn prepare_directory(path: &Path) -> Result<(), OpenError> {
     builder.create(folder).map_err(|error| OpenError::io(folder, &error))
 }
 
+/// Makes an empty file for its owner alone; SQLite gives the files beside it the same mode.
+pub(crate) fn create_private(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
+
 /// Opens the connection that writes; the file must exist.
 pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Connection, OpenError> {
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -57,6 +66,12 @@ pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
 
 /// Opens the connection that migrates; makes the file if it is absent.
 pub(crate) fn open_migrator(path: &Path) -> Result<Connection, OpenError> {
+    if !path.exists() {
+        match create_private(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(OpenError::io(path, &error)),
+            _ => {}
+        }
+    }
     open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
 }
 

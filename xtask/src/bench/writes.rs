@@ -65,9 +65,11 @@ pub(super) fn append(bench: &mut Bench) -> Result<()> {
 /// The same inserts without a server.
 fn plain_loops(bench: &mut Bench) -> Result<Loop> {
     let length = bench.plan.measure * 2;
-    let folder = bench.workspace.copy(&bench.seeded.folder, "plain-loop")?;
-    let shared = insert_loop(&folder, 64, length)?;
-    let alone = insert_loop(&folder, 1, length)?;
+    let run = |per_transaction: usize| {
+        let folder = bench.workspace.copy(&bench.seeded.folder, &format!("plain-loop-{per_transaction}"))?;
+        insert_loop(&folder, per_transaction, length)
+    };
+    let (shared, alone) = (run(64)?, run(1)?);
     for (name, measured) in [("64", &shared), ("1", &alone)] {
         bench.report.fact(format!("plain SQLite loop, {name} a transaction"), measured.per_second, "inserts/s");
         bench.report.fact(format!("plain SQLite loop, {name} a transaction, CPU"), measured.cpu_us, "µs an insert");

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use chatstore_core::archive::{ArchiveIdentity, ArchivedSession, Imported};
 use chatstore_core::clock::{Ctx, Timestamp};
-use chatstore_core::ids::{MessageId, SessionId};
+use chatstore_core::ids::{Bucket, MessageId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::{
     IMPORT_SESSIONS_MAX, KIND_BYTES_MAX, ROLE_BYTES_MAX, SESSION_NAME_BYTES_MAX, TOKEN_COUNT_MAX, USER_ID_BYTES_MAX,
@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{OperationDoc, check_external_id, check_id, check_length, check_metadata};
 use crate::app::App;
@@ -47,6 +48,9 @@ pub struct Conversation {
     /// A JSON object.
     #[schemars(schema_with = "object")]
     pub metadata: Option<RawJson>,
+    /// The text of `metadata`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata_text: Option<String>,
     /// The session's version, in an export.
     pub version: Option<i64>,
     /// When it was created; the first message's time if absent.
@@ -96,13 +100,22 @@ pub struct ConversationMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "anything")]
     pub payload: Option<RawJson>,
+    /// The text of `payload`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
     /// A JSON object.
     #[schemars(schema_with = "object")]
     pub metadata: Option<RawJson>,
+    /// The text of `metadata`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata_text: Option<String>,
     /// What retrieval gave the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "anything")]
     pub context: Option<RawJson>,
+    /// The text of `context`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_text: Option<String>,
     /// The id the client brought.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
@@ -141,6 +154,7 @@ impl Example for Conversation {
 impl Conversation {
     /// A stored session as a line, without its messages.
     pub fn of(session: &Session) -> Self {
+        let (metadata, metadata_text) = on_one_line(Some(session.metadata.clone()));
         Self {
             id: Some(session.external_id.clone().unwrap_or_else(|| session.session_id.to_string())),
             session_id: Some(session.session_id.to_string()),
@@ -148,7 +162,8 @@ impl Conversation {
             title: Some(session.session_name.clone()),
             user_id: session.user_id.clone(),
             is_favorite: session.is_favorite,
-            metadata: Some(session.metadata.clone()),
+            metadata,
+            metadata_text,
             version: Some(session.version),
             created_at: Some(session.created_at),
             updated_at: Some(session.updated_at),
@@ -178,19 +193,21 @@ impl Conversation {
         check_external_id(if exported { "/external_id" } else { "/id" }, external_id.as_deref(), &mut errors);
         check_length("/title", self.title.as_deref(), SESSION_NAME_BYTES_MAX, &mut errors);
         check_id("/user_id", self.user_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
-        check_metadata("/metadata", self.metadata.as_ref(), &mut errors);
+        let metadata = restore("/metadata_text", self.metadata, self.metadata_text, &mut errors);
+        check_metadata("/metadata", metadata.as_ref(), &mut errors);
         check_version("/version", self.version, &mut errors);
         let user_id = self.user_id.clone();
         let bucket = scope.bucket(user_id.as_deref(), external_id.as_deref(), ctx.random());
         let first_at = self.messages.iter().find_map(|message| message.created_at);
         let created_at = self.created_at.or(first_at).unwrap_or_else(|| ctx.now());
         let session_id = match read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors) {
-            // An id from another project names a place that does not fit: the session gets a new one.
-            Some(id) if user_id.is_none() || id.bucket() == bucket => id,
-            _ => ctx.new_session_id(created_at, bucket),
+            Some(id) if user_id.is_none() => id,
+            Some(id) => rehomed(*id.as_bytes(), bucket).into(),
+            None => ctx.new_session_id(created_at, bucket),
         };
-        let moved = exported && self.session_id.as_deref() != Some(session_id.to_string().as_str());
+        let moved = exported && self.session_id.as_deref().and_then(SessionId::parse) != Some(session_id);
         let forked_from = read_id("/forked_from", self.forked_from.as_deref(), SessionId::parse, &mut errors);
+        let forked_from = forked_from.map(|id| if moved { rehomed(*id.as_bytes(), bucket).into() } else { id });
         let last_at = self.messages.iter().filter_map(|message| message.created_at).max();
         let last_message_at = self.last_message_at.or_else(|| {
             let any = !self.messages.is_empty() && !exported;
@@ -202,7 +219,7 @@ impl Conversation {
             user_id,
             session_name: self.title.unwrap_or_default(),
             is_favorite: self.is_favorite,
-            metadata: self.metadata.unwrap_or_else(RawJson::empty_object),
+            metadata: metadata.unwrap_or_else(RawJson::empty_object),
             external_id,
             last_seq: 0,
             message_count: 0,
@@ -219,13 +236,12 @@ impl Conversation {
             let place = Place { ctx, session: &session, n, moved, content_bytes_max };
             messages.push(message.into_message(&place, &mut errors));
         }
-        let identity = if exported && !moved { ArchiveIdentity::SessionId } else { ArchiveIdentity::ExternalId };
-        if moved && session.external_id.is_none() {
-            errors.push(FieldError::new(
-                "/session_id",
-                "belongs to another project: give the conversation an `external_id`",
-            ));
+        if session.deleted_at.is_some() && !exported {
+            errors.push(FieldError::new("/deleted_at", "needs `session_id`, as in an export"));
         }
+        // A tombstone can only be recognised by its own id.
+        let by_external_id = !exported || (moved && session.external_id.is_some() && session.deleted_at.is_none());
+        let identity = if by_external_id { ArchiveIdentity::ExternalId } else { ArchiveIdentity::SessionId };
         if errors.is_empty() { Ok(ArchivedSession { identity, session, messages }) } else { Err(errors) }
     }
 }
@@ -236,7 +252,7 @@ struct Place<'a> {
     session: &'a Session,
     /// Its index in the line.
     n: usize,
-    /// Whether the session could not keep its id.
+    /// Whether the session comes from another project.
     moved: bool,
     content_bytes_max: usize,
 }
@@ -244,6 +260,9 @@ struct Place<'a> {
 impl ConversationMessage {
     /// A stored message as part of a line.
     pub fn of(message: Message) -> Self {
+        let (payload, payload_text) = on_one_line(message.payload);
+        let (metadata, metadata_text) = on_one_line(Some(message.metadata));
+        let (context, context_text) = on_one_line(message.context);
         Self {
             message_id: Some(message.message_id.to_string()),
             seq: Some(message.seq),
@@ -252,9 +271,12 @@ impl ConversationMessage {
             kind: Some(message.kind),
             status: Some(message.status.as_str().to_owned()),
             content: Some(message.content),
-            payload: message.payload,
-            metadata: Some(message.metadata),
-            context: message.context,
+            payload,
+            payload_text,
+            metadata,
+            metadata_text,
+            context,
+            context_text,
             external_id: message.external_id,
             token_count: message.token_count,
             version: Some(message.version),
@@ -274,7 +296,10 @@ impl ConversationMessage {
         check_length(&at("role"), self.role.as_deref(), ROLE_BYTES_MAX, errors);
         check_id(&at("kind"), self.kind.as_deref(), KIND_BYTES_MAX, errors);
         check_external_id(&at("external_id"), self.external_id.as_deref(), errors);
-        check_metadata(&at("metadata"), self.metadata.as_ref(), errors);
+        let payload = restore(&at("payload_text"), self.payload, self.payload_text, errors);
+        let metadata = restore(&at("metadata_text"), self.metadata, self.metadata_text, errors);
+        let context = restore(&at("context_text"), self.context, self.context_text, errors);
+        check_metadata(&at("metadata"), metadata.as_ref(), errors);
         check_version(&at("version"), self.version, errors);
         if self.token_count.is_some_and(|tokens| !(0..=TOKEN_COUNT_MAX).contains(&tokens)) {
             errors.push(FieldError::new(at("token_count"), format!("must be from 0 to {TOKEN_COUNT_MAX}")));
@@ -292,21 +317,24 @@ impl ConversationMessage {
         if own_id.is_some_and(|id| !place.moved && id.bucket() != session.session_id.bucket()) {
             errors.push(FieldError::new(at("message_id"), "does not belong to this session"));
         }
-        let message_id = own_id.filter(|_| !place.moved);
+        let home = |id: MessageId| match place.moved {
+            true => rehomed(*id.as_bytes(), session.session_id.bucket()).into(),
+            false => id,
+        };
         let parent_id = read_id(&at("parent_id"), self.parent_id.as_deref(), MessageId::parse, errors);
         Message {
-            message_id: message_id.unwrap_or_else(|| place.ctx.new_message_id(created_at, session.session_id)),
+            message_id: own_id.map(home).unwrap_or_else(|| place.ctx.new_message_id(created_at, session.session_id)),
             session_id: session.session_id,
             project_id: session.project_id,
             seq: self.seq.unwrap_or(place.n as i64 + 1),
-            parent_id: parent_id.filter(|_| !place.moved),
+            parent_id: parent_id.map(home),
             role: self.role.unwrap_or_else(|| "user".to_owned()),
             kind: self.kind.unwrap_or_else(|| KIND_MESSAGE.to_owned()),
             status: status.and_then(Result::ok).unwrap_or(MessageStatus::Completed),
             content,
-            payload: self.payload,
-            metadata: self.metadata.unwrap_or_else(RawJson::empty_object),
-            context: self.context,
+            payload,
+            metadata: metadata.unwrap_or_else(RawJson::empty_object),
+            context,
             external_id: self.external_id,
             token_count: self.token_count,
             version: self.version.unwrap_or(1),
@@ -315,6 +343,42 @@ impl ConversationMessage {
             deleted_at: self.deleted_at,
         }
     }
+}
+
+/// An id from another project names a place that does not fit. It keeps all but the place, so
+/// that it is the same whenever it comes again.
+fn rehomed(mut id: [u8; 16], bucket: Bucket) -> Uuid {
+    id[14..].copy_from_slice(&bucket.bits().to_be_bytes());
+    Uuid::from_bytes(id)
+}
+
+/// JSON as it can stand in a line of an export: line breaks become spaces, and the text as it was
+/// stands beside it.
+fn on_one_line(json: Option<RawJson>) -> (Option<RawJson>, Option<String>) {
+    let breaks = ['\n', '\r'];
+    match json {
+        Some(json) if json.as_str().contains(breaks) => {
+            // Inside a JSON string no line break can stand: these are white space.
+            let line = RawJson::parse(json.as_str().replace(breaks, " "));
+            (line.ok(), Some(json.as_str().to_owned()))
+        }
+        json => (json, None),
+    }
+}
+
+/// The opposite of [`on_one_line`].
+fn restore(
+    pointer: &str,
+    json: Option<RawJson>,
+    text: Option<String>,
+    errors: &mut Vec<FieldError>,
+) -> Option<RawJson> {
+    let Some(text) = text else { return json };
+    let restored = RawJson::parse(text).ok();
+    if restored.is_none() || on_one_line(restored.clone()).0 != json {
+        errors.push(FieldError::new(pointer, "is not the text of the field beside it"));
+    }
+    restored
 }
 
 fn check_version(pointer: &str, version: Option<i64>, errors: &mut Vec<FieldError>) {

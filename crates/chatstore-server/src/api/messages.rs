@@ -275,7 +275,7 @@ pub struct UpdateMessageRequest {
     /// `completed` or `incomplete`, for a message in progress.
     #[serde(default)]
     status: Field<String>,
-    /// New size in tokens; null removes it.
+    /// New size in tokens.
     #[serde(default)]
     token_count: Field<i64>,
 }
@@ -305,12 +305,12 @@ impl UpdateMessageRequest {
                 let status = self.status.not_null("/status", &mut errors);
                 read_status("/status", status, &mut errors)
             },
-            token_count: self.token_count.change(),
+            token_count: self.token_count.not_null("/token_count", &mut errors),
         };
         check_content(patch.content.as_deref().unwrap_or_default(), app)?;
         check_length("/role", patch.role.as_deref(), ROLE_BYTES_MAX, &mut errors);
         check_metadata("/metadata", patch.metadata.as_ref(), &mut errors);
-        check_token_count("/token_count", patch.token_count.flatten(), &mut errors);
+        check_token_count("/token_count", patch.token_count, &mut errors);
         if errors.is_empty() { Ok(patch) } else { Err(ApiError::invalid(errors)) }
     }
 }

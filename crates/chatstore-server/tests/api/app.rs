@@ -1,0 +1,234 @@
+//! The application under test: a fresh store of one engine, its personas, and the router.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
+use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::ids::ProjectId;
+use chatstore_core::projects::Project;
+use chatstore_core::store::Store;
+use chatstore_server::app::{App, RequestLimits};
+use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
+use chatstore_server::router;
+use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::client::Client;
+
+/// The key in `API_KEY`.
+pub(crate) const ROOT_KEY: &str = "root-key-of-the-tests";
+/// Microseconds between two readings of the clock.
+pub(crate) const STEP_US: i64 = 1_000;
+
+/// The stores the suite runs on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Engine {
+    Sqlite,
+}
+
+impl Engine {
+    async fn open(self, folder: &Path, ctx: &Ctx) -> Arc<dyn Store> {
+        match self {
+            Self::Sqlite => {
+                let path = folder.join("chatstore.db");
+                chatstore_sqlite::migrate(&path, ctx).unwrap();
+                let mut options = SqliteOptions::new(path);
+                // Nothing here pulls the plug, and waiting for the disk is most of a test's time.
+                options.synchronous = Synchronous::Normal;
+                Arc::new(SqliteStore::open(&options, ctx.clone()).unwrap())
+            }
+        }
+    }
+}
+
+/// Makes each check of a file one test an engine. A check that is not listed is dead code, which
+/// the lints refuse.
+macro_rules! api_tests {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name($crate::app::TestApp::start($crate::app::Engine::Sqlite).await).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use api_tests;
+
+/// A running application. `default` is the project of `API_KEY`, `other` a second one.
+pub(crate) struct TestApp {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) ctx: Ctx,
+    pub(crate) other: ProjectId,
+    pub(crate) router: Router,
+    pub(crate) shutdown: CancellationToken,
+    personas: Arc<Personas>,
+    _folder: Arc<TempDir>,
+}
+
+struct Personas {
+    alice: String,
+    bob: String,
+    reader: String,
+    writer: String,
+    stranger: String,
+    revoked: String,
+    expired: String,
+}
+
+/// Limits that no test meets by accident.
+pub(crate) fn limits() -> RequestLimits {
+    RequestLimits {
+        content_bytes_max: 1 << 20,
+        body_bytes_max: 16 << 20,
+        request_timeout: Duration::from_secs(60),
+        body_read_timeout: Duration::from_secs(60),
+        body_bytes_per_second_min: 0,
+    }
+}
+
+impl TestApp {
+    /// An application on a fresh store.
+    pub(crate) async fn start(engine: Engine) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let ctx = Ctx::fixed(Timestamp::parse("2026-01-15T12:00:00Z").unwrap(), STEP_US, 7);
+        let store = engine.open(folder.path(), &ctx).await;
+        let created_at = ctx.now();
+        let other = ctx.new_project_id(created_at);
+        store.create_project(Project { project_id: other, name: "other".to_owned(), created_at }).await.unwrap();
+        let default = ProjectId::DEFAULT;
+        let key = async |project_id, scopes: &str, user_id: Option<&str>| {
+            store_key(&*store, &ctx, (project_id, scopes, user_id), None).await
+        };
+        let all = "read,write,delete,search,admin,operator";
+        let personas = Personas {
+            alice: key(default, all, Some("alice")).await,
+            bob: key(default, all, Some("bob")).await,
+            reader: key(default, "read", None).await,
+            writer: key(default, "read,write", None).await,
+            stranger: key(other, all, None).await,
+            revoked: key(default, all, None).await,
+            expired: store_key(&*store, &ctx, (default, all, None), Some(ctx.now())).await,
+        };
+        let revoked = PresentedKey::parse(&personas.revoked).unwrap();
+        store.revoke_api_key(revoked.key_id(), ctx.now()).await.unwrap();
+        let (router, shutdown) = build(store.clone(), &ctx, limits()).await;
+        Self { store, ctx, other, router, shutdown, personas: Arc::new(personas), _folder: folder }
+    }
+
+    /// The same application with another store in front of its own, or with other limits.
+    pub(crate) async fn rebuild(
+        &self,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        limits: RequestLimits,
+    ) -> Self {
+        let store = wrap(self.store.clone());
+        let (router, shutdown) = build(store.clone(), &self.ctx, limits).await;
+        let (personas, _folder) = (self.personas.clone(), self._folder.clone());
+        Self { store, ctx: self.ctx.clone(), other: self.other, router, shutdown, personas, _folder }
+    }
+
+    /// Stores a key and gives its text.
+    pub(crate) async fn key(&self, project_id: ProjectId, scopes: &str, user_id: Option<&str>) -> String {
+        store_key(&*self.store, &self.ctx, (project_id, scopes, user_id), None).await
+    }
+
+    /// A client that presents `key`.
+    pub(crate) fn client(&self, key: &str) -> Client {
+        self.anon().with("x-api-key", key)
+    }
+
+    /// Nobody: no key.
+    pub(crate) fn anon(&self) -> Client {
+        Client::new(self.router.clone())
+    }
+
+    /// The operator, with the key of `API_KEY`.
+    pub(crate) fn admin(&self) -> Client {
+        self.client(ROOT_KEY)
+    }
+
+    /// A user of the default project; the key is bound to the user.
+    pub(crate) fn alice(&self) -> Client {
+        self.client(&self.personas.alice)
+    }
+
+    /// Another user of the default project.
+    pub(crate) fn bob(&self) -> Client {
+        self.client(&self.personas.bob)
+    }
+
+    /// May only read.
+    pub(crate) fn reader(&self) -> Client {
+        self.client(&self.personas.reader)
+    }
+
+    /// May read and write, not delete.
+    pub(crate) fn writer(&self) -> Client {
+        self.client(&self.personas.writer)
+    }
+
+    /// Everything, in the other project.
+    pub(crate) fn stranger(&self) -> Client {
+        self.client(&self.personas.stranger)
+    }
+
+    /// The text of a revoked key.
+    pub(crate) fn revoked_key(&self) -> &str {
+        &self.personas.revoked
+    }
+
+    /// The text of an expired key.
+    pub(crate) fn expired_key(&self) -> &str {
+        &self.personas.expired
+    }
+
+    /// The text of a key that works.
+    pub(crate) fn alice_key(&self) -> &str {
+        &self.personas.alice
+    }
+
+    /// Serves the application on a socket of its own and connects to it.
+    pub(crate) async fn connect(&self) -> (TcpStream, DropGuard) {
+        let listener = Listener::bind(&ListenAddr::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+        let address = listener.tcp_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(listener::serve(listener, self.router.clone(), ListenerLimits::default(), stop.clone()));
+        (TcpStream::connect(address).await.unwrap(), stop.drop_guard())
+    }
+}
+
+async fn build(store: Arc<dyn Store>, ctx: &Ctx, limits: RequestLimits) -> (Router, CancellationToken) {
+    let shutdown = CancellationToken::new();
+    let app = App::new(store, ctx.clone(), Some(ROOT_KEY), limits, shutdown.clone()).await.unwrap();
+    (router::router(app), shutdown)
+}
+
+async fn store_key(
+    store: &dyn Store,
+    ctx: &Ctx,
+    (project_id, scopes, user_id): (ProjectId, &str, Option<&str>),
+    expires_at: Option<Timestamp>,
+) -> String {
+    let key = PresentedKey::generate(ctx);
+    let stored = ApiKey {
+        key_id: key.key_id().to_owned(),
+        project_id,
+        name: "a key".to_owned(),
+        digest: key.digest(),
+        scopes: KeyScopes::parse(scopes).unwrap(),
+        user_id: user_id.map(ToOwned::to_owned),
+        created_at: ctx.now(),
+        expires_at,
+        revoked_at: None,
+    };
+    store.create_api_key(stored).await.unwrap();
+    key.expose().to_owned()
+}
