@@ -1,8 +1,8 @@
 //! Time and randomness, injected: nothing else in the product reads a clock or mints an id.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::{Builder, Uuid};
@@ -93,7 +93,7 @@ impl fmt::Debug for Ctx {
 impl Ctx {
     /// The system's clock and its source of randomness.
     pub fn system() -> Self {
-        Self(Arc::new(System))
+        Self(Arc::new(System::new()))
     }
 
     /// A clock that starts at `start` and moves by `step_us` a reading, with bytes that repeat for
@@ -142,7 +142,23 @@ impl Ctx {
 }
 
 /// The real world.
-struct System;
+struct System {
+    pool: Mutex<Pool>,
+}
+
+/// Random bytes fetched ahead: a system call for each id would cost more than the id.
+struct Pool {
+    bytes: [u8; POOL_BYTES],
+    used: usize,
+}
+
+const POOL_BYTES: usize = 1_024;
+
+impl System {
+    fn new() -> Self {
+        Self { pool: Mutex::new(Pool { bytes: [0; POOL_BYTES], used: POOL_BYTES }) }
+    }
+}
 
 impl Source for System {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
@@ -153,7 +169,18 @@ impl Source for System {
 
     #[expect(clippy::disallowed_methods, reason = "the one place that asks for random bytes")]
     fn fill(&self, bytes: &mut [u8]) {
-        getrandom::fill(bytes).expect("without the system's randomness no id or secret is safe");
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        for chunk in bytes.chunks_mut(POOL_BYTES) {
+            if pool.used + chunk.len() > POOL_BYTES {
+                getrandom::fill(&mut pool.bytes).expect("without the system's randomness no id or secret is safe");
+                pool.used = 0;
+            }
+            let taken = pool.used..pool.used + chunk.len();
+            chunk.copy_from_slice(&pool.bytes[taken.clone()]);
+            // What was given out is nobody else's to read.
+            pool.bytes[taken.clone()].fill(0);
+            pool.used = taken.end;
+        }
     }
 }
 
@@ -202,6 +229,14 @@ mod tests {
         for text in ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01", "2026-01-01T00:00:00", "12345"] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn random_bytes_do_not_repeat() {
+        let ctx = Ctx::system();
+        let seen: std::collections::HashSet<[u8; 16]> = (0..1_000).map(|_| ctx.random()).collect();
+        assert_eq!(seen.len(), 1_000);
+        assert_ne!(ctx.random::<3_000>()[2_000..], [0; 1_000]);
     }
 
     #[test]

@@ -176,7 +176,7 @@ pub struct Problem {
     /// The id under which the request stands in the log.
     pub request_id: String,
     /// The fields and parameters at fault.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
 

@@ -101,8 +101,10 @@ async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
 /// Reads JSON. What is no JSON is a 400 with its place; what cannot be stored or has the wrong
 /// shape is a 422 with a pointer.
 pub fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // A parser looks at the encoding of what it keeps, not of what it passes over.
+    let text = std::str::from_utf8(bytes).map_err(|_| ApiError::new(Code::InvalidJson, "The body is not UTF-8."))?;
     let unstorable = find_unstorable(bytes);
-    let parsed = serde_json::from_slice(bytes);
+    let parsed = serde_json::from_str(text);
     if let (Ok(value), None) = (parsed, &unstorable) {
         return Ok(value);
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -201,6 +201,9 @@ pub fn document() -> Value {
         (route.describe)(&mut operation);
         if route.access != Access::Open {
             operation.fails(Code::Overloaded);
+            if route.method != Method::GET {
+                operation.fails(Code::StorageFull);
+            }
         }
         generator = std::mem::take(&mut operation.generator);
         let method = route.method.as_str().to_ascii_lowercase();
@@ -248,6 +251,9 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
         }
         if code == Code::InsufficientScope {
             by_status.entry(403).or_default().push(Code::UserMismatch);
+        }
+        if code == Code::BodyTooLarge && route.doc.tag == "messages" {
+            by_status.entry(413).or_default().push(Code::ContentTooLarge);
         }
         if code == Code::Overloaded {
             by_status.entry(503).or_default().extend([Code::StoreUnavailable, Code::RequestTimeout]);

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 use crate::openapi::{DescribeOutput, Example, Operation};
 
 /// 200 with a JSON body.
@@ -105,6 +105,7 @@ impl<T: JsonSchema + Example> DescribeOutput for Created<T> {
     fn describe(operation: &mut Operation) {
         let headers = [("ETag", "The version, for `If-Match`."), ("Location", "The path of what was created.")];
         operation.answers::<T>(201, "Created.", &headers);
+        operation.fails(Code::Conflict);
     }
 }
 

@@ -38,8 +38,9 @@ pub fn backup(database: &Path, target: &Path) -> Result<Backup, OpenError> {
     if partial.exists() {
         std::fs::remove_file(&partial).map_err(|error| OpenError::io(&partial, &error))?;
     }
-    connection::create_private(&partial)
-        .map_err(|error| OpenError::new(format!("cannot write {}: {error}", target.display())))?;
+    connection::create_private(&partial).map_err(|error| {
+        OpenError::new(format!("cannot write {}: {error}; check that its folder exists", target.display()))
+    })?;
     let copied = copy(database, &partial).and_then(|()| verify(&partial));
     let moved = copied.and_then(|backup| {
         std::fs::hard_link(&partial, target).map_err(|error| OpenError::io(target, &error))?;

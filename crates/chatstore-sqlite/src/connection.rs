@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::OpenError;
@@ -100,6 +101,14 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     }
     let connection =
         Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(OpenError::at(path))?;
+    // SQLite falls back to reading alone; the operator is to know now, not at the first write.
+    let may_only_read = connection.is_readonly("main").map_err(OpenError::at(path))?;
+    if may_only_read && flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+        let read_only = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY), None);
+        return Err(OpenError::sqlite(path, &read_only));
+    }
+    // Plans depend on the schema alone. Without it, a bound LIMIT is planned anew on every run.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(OpenError::at(path))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(OpenError::at(path))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     connection.pragma_update(None, "temp_store", "memory").map_err(OpenError::at(path))?;

@@ -384,8 +384,8 @@ fn list_bounds(query: &MessageQuery, page: &PageRequest<MessagePosition>) -> (&'
 
 /// Reads a row of `message_columns!` of a known session.
 pub(crate) fn message_row(row: &Row<'_>, session_id: SessionId, project_id: ProjectId) -> rusqlite::Result<Message> {
-    let status: String = row.get(5)?;
-    let status = MessageStatus::parse(&status).ok_or_else(|| {
+    let status = row.get_ref(5)?.as_str()?;
+    let status = MessageStatus::parse(status).ok_or_else(|| {
         rusqlite::Error::FromSqlConversionFailure(5, Type::Text, format!("unknown status {status}").into())
     })?;
     Ok(Message {

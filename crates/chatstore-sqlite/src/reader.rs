@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chatstore_core::store::StoreError;
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Params, Row, ffi};
@@ -20,38 +20,62 @@ const STEPS_A_LOOK: i32 = 1_000;
 const QUICK_LOOKS_MAX: u64 = 50;
 /// … and this much text.
 const QUICK_BYTES_MAX: u64 = 1 << 20;
-/// How long any read may take.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// Milliseconds that any read may take.
+const READ_DEADLINE_MS: u64 = 10_000;
 /// Connections kept for quick reads; they run on the runtime's workers, so few are in use at once.
 const QUICK_CONNECTIONS: usize = 4;
 
 /// What a read has used, shared with the connection's progress handler.
 struct Budget {
+    opened: Instant,
     looks: AtomicU64,
     bytes: AtomicU64,
-    limits: Mutex<Limits>,
+    /// Milliseconds after `opened` until which a long read may run; 0 for a quick one.
+    deadline_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
 enum Limits {
     Quick,
-    Until(Instant),
+    Long,
 }
 
 impl Budget {
+    fn new() -> Self {
+        Self {
+            opened: Instant::now(),
+            looks: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            deadline_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn start(&self, limits: Limits) {
         self.looks.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        let deadline_ms = match limits {
+            Limits::Quick => 0,
+            Limits::Long => self.now_ms() + READ_DEADLINE_MS,
+        };
+        self.deadline_ms.store(deadline_ms, Ordering::Relaxed);
     }
 
-    fn is_spent(&self) -> bool {
-        match *self.limits.lock().unwrap_or_else(PoisonError::into_inner) {
-            Limits::Quick => {
-                self.looks.load(Ordering::Relaxed) > QUICK_LOOKS_MAX
-                    || self.bytes.load(Ordering::Relaxed) > QUICK_BYTES_MAX
-            }
-            Limits::Until(deadline) => Instant::now() > deadline,
+    /// Counts `bytes` of text; tells whether they are too many for here.
+    fn spends_all(&self, bytes: usize) -> bool {
+        let spent = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        spent > QUICK_BYTES_MAX && self.deadline_ms.load(Ordering::Relaxed) == 0
+    }
+
+    /// Counts a look; tells whether the read has run for too long.
+    fn is_over(&self) -> bool {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.deadline_ms.load(Ordering::Relaxed) {
+            0 => looks > QUICK_LOOKS_MAX,
+            deadline_ms => self.now_ms() > deadline_ms,
         }
     }
 }
@@ -65,14 +89,9 @@ pub(crate) struct Reader {
 impl Reader {
     fn open(path: &Path) -> Result<Self, OpenError> {
         let mut connection = connection::open_reader(path)?;
-        let budget =
-            Arc::new(Budget { looks: AtomicU64::new(0), bytes: AtomicU64::new(0), limits: Mutex::new(Limits::Quick) });
+        let budget = Arc::new(Budget::new());
         let watched = budget.clone();
-        let handler = move || {
-            watched.looks.fetch_add(1, Ordering::Relaxed);
-            watched.is_spent()
-        };
-        connection.progress_handler(STEPS_A_LOOK, Some(handler)).map_err(OpenError::at(path))?;
+        connection.progress_handler(STEPS_A_LOOK, Some(move || watched.is_over())).map_err(OpenError::at(path))?;
         Ok(Self { connection, budget })
     }
 
@@ -99,8 +118,7 @@ impl Reader {
         let mut items = Vec::new();
         while let Some(row) = rows.next()? {
             let item = map(row)?;
-            self.budget.bytes.fetch_add(bytes(&item) as u64, Ordering::Relaxed);
-            if self.budget.is_spent() {
+            if self.budget.spends_all(bytes(&item)) {
                 return Err(interrupted().into());
             }
             items.push(item);
@@ -190,7 +208,7 @@ impl Readers {
         let run = move || {
             let _place = place;
             let lease = readers.lease(&readers.long)?;
-            Some(lease.run(Limits::Until(Instant::now() + READ_DEADLINE), read))
+            Some(lease.run(Limits::Long, read))
         };
         match tokio::task::spawn_blocking(run).await {
             Ok(Some(result)) => result.map_err(answer),
@@ -224,7 +242,7 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let Some(reader) = self.reader.take() else { return };
         // A read that panicked or was stopped may have left its snapshot open.
-        reader.budget.start(Limits::Until(Instant::now() + READ_DEADLINE));
+        reader.budget.start(Limits::Long);
         let clean = reader.connection.is_autocommit() || reader.connection.execute_batch("rollback").is_ok();
         if clean && !self.readers.long_places.is_closed() {
             self.pool.lock().unwrap_or_else(PoisonError::into_inner).push(reader);

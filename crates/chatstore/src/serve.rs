@@ -23,7 +23,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 pub(crate) fn serve(settings: &ServeSettings) -> anyhow::Result<()> {
     let config = settings.load()?;
-    let _telemetry = telemetry::init(config.log_level, config.log_format, std::io::stdout().is_terminal());
+    let _telemetry = telemetry::init(config.log_level, config.log_format, std::io::stdout().is_terminal())
+        .context("cannot start the log")?;
     log_panics();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if config.worker_threads > 0 {

@@ -47,7 +47,7 @@ async fn malformed_json_is_a_400_with_its_place(app: TestApp) {
             ("{\"content\": 'x'}", "line 1, column 13"),
             ("{\"content\": \"x\",}", "line 1, column 17"),
             ("{\"content\": \"x\"} {}", "line 1, column 18"),
-            ("{\"content\": \"a\nb\"}", "line 2, column 0"),
+            ("{\"content\": \"a\nb\"}", "line 1, column 14"),
             ("\u{FEFF}{}", "line 1, column 1"),
             ("{\"content\": NaN}", "line 1, column 13"),
             ("{\"content\": 01}", "line 1, column 14"),

@@ -4,13 +4,21 @@
 
 mod app;
 mod client;
+mod faulty;
 mod schema;
 
+mod auth;
 mod bytes;
 mod errors;
+mod faults;
+mod fuzz;
 mod identity;
+mod law;
+mod matrix;
 mod messages;
+mod openapi;
 mod paging;
 mod preconditions;
 mod sessions;
+mod socket;
 mod wire;

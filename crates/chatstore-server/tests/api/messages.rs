@@ -121,7 +121,7 @@ async fn append_messages_stores_an_array_whole_or_not_at_all(app: TestApp) {
     post(json!([good, {"role": "user"}, good, {"content": null}])).await.expect_invalid(&["/1/content", "/3/content"]);
     post(json!([good, {"content": 5}])).await.expect_invalid(&["/1/content"]);
     post(json!([good, 7])).await.expect_invalid(&["/1"]);
-    post(json!([good, [good]])).await.expect_invalid(&["/1"]);
+    post(json!([good, "x"])).await.expect_invalid(&["/1"]);
     let absent = "019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47";
     post(json!([good, good, {"content": "x", "parent_id": absent}])).await.expect_invalid(&["/2/parent_id"]);
     post(json!([good, {"content": "x", "external_id": "e"}])).await.expect_problem(409, "conflict");
@@ -332,7 +332,7 @@ async fn null_is_refused_where_a_message_must_have_a_value(app: TestApp) {
     for field in ["payload", "status"] {
         app.admin().patch(&one(&message), json!({ field: null })).await.expect_invalid(&[&format!("/{field}")]);
     }
-    for body in [json!([]), json!([{"content": "x"}]), json!("x"), json!(null)] {
+    for body in [json!("x"), json!(1), json!(null)] {
         app.admin().patch(&one(&message), body).await.expect_invalid(&[""]);
     }
     assert_eq!(app.admin().get(&list(&id)).await.items(), [message]);

@@ -16,11 +16,11 @@ api_tests! {
     of_two_writers_with_one_version_one_wins
 }
 
-/// A fresh session and a fresh message, by their paths.
+/// A fresh message and its session, by their paths.
 async fn things(app: &TestApp) -> [String; 2] {
     let id = app.admin().new_session("n").await;
     let message = app.admin().new_message(&id, "x").await;
-    [format!("/api/v1/sessions/{id}"), format!("/api/v1/messages/{}", text(&message["message_id"]))]
+    [format!("/api/v1/messages/{}", text(&message["message_id"])), format!("/api/v1/sessions/{id}")]
 }
 
 /// A patch that changes either kind of thing.

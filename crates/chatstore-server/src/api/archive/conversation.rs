@@ -1,0 +1,395 @@
+//! A conversation as a line of an import or export, and its way to and from the stored form.
+
+use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
+use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::ids::{Bucket, MessageId, SessionId};
+use chatstore_core::json::RawJson;
+use chatstore_core::limits::{
+    KIND_BYTES_MAX, ROLE_BYTES_MAX, SESSION_NAME_BYTES_MAX, TOKEN_COUNT_MAX, USER_ID_BYTES_MAX,
+};
+use chatstore_core::messages::{KIND_MESSAGE, Message, MessageStatus};
+use chatstore_core::sessions::Session;
+use chatstore_core::store::Scope;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::{check_external_id, check_id, check_length, check_metadata};
+use crate::error::FieldError;
+use crate::openapi::{Example, anything, object, optional_id, optional_time};
+
+/// A conversation as one line of JSON. Only `id` and each message's `content` are needed; an
+/// export writes every field, and such a line is stored as it was.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct Conversation {
+    /// Your id for it: becomes the session's `external_id`, by which it is recognised when it comes again.
+    pub id: Option<String>,
+    /// The session's own id, in an export; then `external_id` stands apart from `id`.
+    #[schemars(schema_with = "optional_id")]
+    pub session_id: Option<String>,
+    /// The id the client once brought, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// The session's name.
+    #[serde(alias = "session_name")]
+    pub title: Option<String>,
+    /// The user it belongs to.
+    pub user_id: Option<String>,
+    /// Whether its owner marked it.
+    pub is_favorite: bool,
+    /// A JSON object.
+    #[schemars(schema_with = "object")]
+    pub metadata: Option<RawJson>,
+    /// The text of `metadata`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata_text: Option<String>,
+    /// The session's version, in an export.
+    pub version: Option<i64>,
+    /// When it was created; the first message's time if absent.
+    #[schemars(schema_with = "optional_time")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub updated_at: Option<Timestamp>,
+    /// When a message was last appended, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub last_message_at: Option<Timestamp>,
+    /// When it was deleted, in an export: a tombstone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_time")]
+    pub deleted_at: Option<Timestamp>,
+    /// The session it was copied from, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_id")]
+    pub forked_from: Option<String>,
+    /// The messages in their order.
+    pub messages: Vec<ConversationMessage>,
+}
+
+/// A message of a conversation.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct ConversationMessage {
+    /// Its id, in an export.
+    #[schemars(schema_with = "optional_id")]
+    pub message_id: Option<String>,
+    /// Its place; counted from 1 if absent.
+    pub seq: Option<i64>,
+    /// The message it answers, in an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_id")]
+    pub parent_id: Option<String>,
+    /// Who speaks; `user` if absent.
+    pub role: Option<String>,
+    /// What it is; `message` if absent.
+    pub kind: Option<String>,
+    /// `in_progress`, `completed` (if absent) or `incomplete`.
+    pub status: Option<String>,
+    /// What people read.
+    #[schemars(required)]
+    pub content: Option<String>,
+    /// The structured item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything")]
+    pub payload: Option<RawJson>,
+    /// The text of `payload`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
+    /// A JSON object.
+    #[schemars(schema_with = "object")]
+    pub metadata: Option<RawJson>,
+    /// The text of `metadata`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata_text: Option<String>,
+    /// What retrieval gave the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything")]
+    pub context: Option<RawJson>,
+    /// The text of `context`, in an export, where it spans lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_text: Option<String>,
+    /// The id the client brought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// Its size in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_count: Option<i64>,
+    /// Its version, in an export.
+    pub version: Option<i64>,
+    /// When it was stored; the conversation's time if absent.
+    #[schemars(schema_with = "optional_time")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed, in an export.
+    #[schemars(schema_with = "optional_time")]
+    pub updated_at: Option<Timestamp>,
+    /// When it was deleted, in an export: a tombstone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_time")]
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl Example for Conversation {
+    fn example() -> Value {
+        json!({
+            "id": "thread-17",
+            "title": "Trip to Lisbon",
+            "user_id": "ada",
+            "created_at": "2026-01-31T12:00:00Z",
+            "messages": [
+                {"role": "user", "content": "What should I see in Lisbon in two days?"},
+                {"role": "assistant", "content": "Begin in Alfama."},
+            ],
+        })
+    }
+}
+
+impl Conversation {
+    /// A stored session as a line, without its messages.
+    pub fn of(session: &Session) -> Self {
+        let (metadata, metadata_text) = on_one_line(Some(session.metadata.clone()));
+        Self {
+            id: Some(session.external_id.clone().unwrap_or_else(|| session.session_id.to_string())),
+            session_id: Some(session.session_id.to_string()),
+            external_id: session.external_id.clone(),
+            title: Some(session.session_name.clone()),
+            user_id: session.user_id.clone(),
+            is_favorite: session.is_favorite,
+            metadata,
+            metadata_text,
+            version: Some(session.version),
+            created_at: Some(session.created_at),
+            updated_at: Some(session.updated_at),
+            last_message_at: session.last_message_at,
+            deleted_at: session.deleted_at,
+            forked_from: session.forked_from.map(|id| id.to_string()),
+            messages: Vec::new(),
+        }
+    }
+
+    /// What the store is given. Ids and times that are absent come from `ctx`.
+    ///
+    /// # Errors
+    /// Every field at fault, with its pointer.
+    pub fn into_archived(
+        self,
+        ctx: &Ctx,
+        scope: &Scope,
+        content_bytes_max: usize,
+    ) -> Result<ArchivedSession, Vec<FieldError>> {
+        let mut errors = Vec::new();
+        let exported = self.session_id.is_some();
+        let external_id = if exported { self.external_id.clone() } else { self.id.clone() };
+        if external_id.is_none() && !exported {
+            errors.push(FieldError::new("/id", "is required"));
+        }
+        check_external_id(if exported { "/external_id" } else { "/id" }, external_id.as_deref(), &mut errors);
+        check_length("/title", self.title.as_deref(), SESSION_NAME_BYTES_MAX, &mut errors);
+        check_id("/user_id", self.user_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
+        let metadata = restore("/metadata_text", self.metadata, self.metadata_text, &mut errors);
+        check_metadata("/metadata", metadata.as_ref(), &mut errors);
+        check_version("/version", self.version, &mut errors);
+        let user_id = self.user_id.clone();
+        let bucket = scope.bucket(user_id.as_deref(), external_id.as_deref(), ctx.random());
+        let first_at = self.messages.iter().find_map(|message| message.created_at);
+        let created_at = self.created_at.or(first_at).unwrap_or_else(|| ctx.now());
+        let session_id = match read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors) {
+            Some(id) if user_id.is_none() => id,
+            Some(id) => rehomed(*id.as_bytes(), bucket).into(),
+            None => ctx.new_session_id(created_at, bucket),
+        };
+        let moved = exported && self.session_id.as_deref().and_then(SessionId::parse) != Some(session_id);
+        let forked_from = read_id("/forked_from", self.forked_from.as_deref(), SessionId::parse, &mut errors);
+        let forked_from = forked_from.map(|id| if moved { rehomed(*id.as_bytes(), bucket).into() } else { id });
+        let last_at = self.messages.iter().filter_map(|message| message.created_at).max();
+        let last_message_at = self.last_message_at.or_else(|| {
+            let any = !self.messages.is_empty() && !exported;
+            any.then(|| last_at.map_or(created_at, |at| at.max(created_at)))
+        });
+        let session = Session {
+            session_id,
+            project_id: scope.project_id,
+            user_id,
+            session_name: self.title.unwrap_or_default(),
+            is_favorite: self.is_favorite,
+            metadata: metadata.unwrap_or_else(RawJson::empty_object),
+            external_id,
+            last_seq: 0,
+            message_count: 0,
+            token_count: None,
+            version: self.version.unwrap_or(1),
+            created_at,
+            updated_at: self.updated_at.or(last_message_at).unwrap_or(created_at),
+            last_message_at,
+            deleted_at: self.deleted_at,
+            forked_from,
+        };
+        let mut messages = Vec::with_capacity(self.messages.len());
+        for (n, message) in self.messages.into_iter().enumerate() {
+            let place = Place { ctx, session: &session, n, moved, content_bytes_max };
+            messages.push(message.into_message(&place, &mut errors));
+        }
+        if session.deleted_at.is_some() && !exported {
+            errors.push(FieldError::new("/deleted_at", "needs `session_id`, as in an export"));
+        }
+        // A tombstone can only be recognised by its own id.
+        let by_external_id = !exported || (moved && session.external_id.is_some() && session.deleted_at.is_none());
+        let identity = if by_external_id { ArchiveIdentity::ExternalId } else { ArchiveIdentity::SessionId };
+        if errors.is_empty() { Ok(ArchivedSession { identity, session, messages }) } else { Err(errors) }
+    }
+}
+
+/// Where a message of a conversation is going.
+struct Place<'a> {
+    ctx: &'a Ctx,
+    session: &'a Session,
+    /// Its index in the line.
+    n: usize,
+    /// Whether the session comes from another project.
+    moved: bool,
+    content_bytes_max: usize,
+}
+
+impl ConversationMessage {
+    /// A stored message as part of a line.
+    pub fn of(message: Message) -> Self {
+        let (payload, payload_text) = on_one_line(message.payload);
+        let (metadata, metadata_text) = on_one_line(Some(message.metadata));
+        let (context, context_text) = on_one_line(message.context);
+        Self {
+            message_id: Some(message.message_id.to_string()),
+            seq: Some(message.seq),
+            parent_id: message.parent_id.map(|id| id.to_string()),
+            role: Some(message.role),
+            kind: Some(message.kind),
+            status: Some(message.status.as_str().to_owned()),
+            content: Some(message.content),
+            payload,
+            payload_text,
+            metadata,
+            metadata_text,
+            context,
+            context_text,
+            external_id: message.external_id,
+            token_count: message.token_count,
+            version: Some(message.version),
+            created_at: Some(message.created_at),
+            updated_at: Some(message.updated_at),
+            deleted_at: message.deleted_at,
+        }
+    }
+
+    fn into_message(self, place: &Place<'_>, errors: &mut Vec<FieldError>) -> Message {
+        let at = |field: &str| format!("/messages/{}/{field}", place.n);
+        let content = self.content.unwrap_or_else(|| {
+            errors.push(FieldError::new(at("content"), "is required"));
+            String::new()
+        });
+        check_length(&at("content"), Some(&content), place.content_bytes_max, errors);
+        check_length(&at("role"), self.role.as_deref(), ROLE_BYTES_MAX, errors);
+        check_id(&at("kind"), self.kind.as_deref(), KIND_BYTES_MAX, errors);
+        check_external_id(&at("external_id"), self.external_id.as_deref(), errors);
+        let payload = restore(&at("payload_text"), self.payload, self.payload_text, errors);
+        let metadata = restore(&at("metadata_text"), self.metadata, self.metadata_text, errors);
+        let context = restore(&at("context_text"), self.context, self.context_text, errors);
+        check_metadata(&at("metadata"), metadata.as_ref(), errors);
+        check_version(&at("version"), self.version, errors);
+        if self.token_count.is_some_and(|tokens| !(0..=TOKEN_COUNT_MAX).contains(&tokens)) {
+            errors.push(FieldError::new(at("token_count"), format!("must be from 0 to {TOKEN_COUNT_MAX}")));
+        }
+        if self.seq.is_some_and(|seq| !(1..1 << 32).contains(&seq)) {
+            errors.push(FieldError::new(at("seq"), "must be from 1 to 4294967295"));
+        }
+        let status = self.status.as_deref().map(|text| MessageStatus::parse(text).ok_or(()));
+        if status == Some(Err(())) {
+            errors.push(FieldError::new(at("status"), "must be `in_progress`, `completed` or `incomplete`"));
+        }
+        let session = place.session;
+        let created_at = self.created_at.unwrap_or(session.created_at);
+        let own_id = read_id(&at("message_id"), self.message_id.as_deref(), MessageId::parse, errors);
+        if own_id.is_some_and(|id| !place.moved && id.bucket() != session.session_id.bucket()) {
+            errors.push(FieldError::new(at("message_id"), "does not belong to this session"));
+        }
+        let home = |id: MessageId| match place.moved {
+            true => rehomed(*id.as_bytes(), session.session_id.bucket()).into(),
+            false => id,
+        };
+        let parent_id = read_id(&at("parent_id"), self.parent_id.as_deref(), MessageId::parse, errors);
+        Message {
+            message_id: own_id.map(home).unwrap_or_else(|| place.ctx.new_message_id(created_at, session.session_id)),
+            session_id: session.session_id,
+            project_id: session.project_id,
+            seq: self.seq.unwrap_or(place.n as i64 + 1),
+            parent_id: parent_id.map(home),
+            role: self.role.unwrap_or_else(|| "user".to_owned()),
+            kind: self.kind.unwrap_or_else(|| KIND_MESSAGE.to_owned()),
+            status: status.and_then(Result::ok).unwrap_or(MessageStatus::Completed),
+            content,
+            payload,
+            metadata: metadata.unwrap_or_else(RawJson::empty_object),
+            context,
+            external_id: self.external_id,
+            token_count: self.token_count,
+            version: self.version.unwrap_or(1),
+            created_at,
+            updated_at: self.updated_at.unwrap_or(created_at),
+            deleted_at: self.deleted_at,
+        }
+    }
+}
+
+/// An id from another project names a place that does not fit. It keeps all but the place, so
+/// that it is the same whenever it comes again.
+fn rehomed(mut id: [u8; 16], bucket: Bucket) -> Uuid {
+    id[14..].copy_from_slice(&bucket.bits().to_be_bytes());
+    Uuid::from_bytes(id)
+}
+
+/// JSON as it can stand in a line of an export: line breaks become spaces, and the text as it was
+/// stands beside it.
+fn on_one_line(json: Option<RawJson>) -> (Option<RawJson>, Option<String>) {
+    let breaks = ['\n', '\r'];
+    match json {
+        Some(json) if json.as_str().contains(breaks) => {
+            // Inside a JSON string no line break can stand: these are white space.
+            let line = RawJson::parse(json.as_str().replace(breaks, " "));
+            (line.ok(), Some(json.as_str().to_owned()))
+        }
+        json => (json, None),
+    }
+}
+
+/// The opposite of [`on_one_line`].
+fn restore(
+    pointer: &str,
+    json: Option<RawJson>,
+    text: Option<String>,
+    errors: &mut Vec<FieldError>,
+) -> Option<RawJson> {
+    let Some(text) = text else { return json };
+    let restored = RawJson::parse(text).ok();
+    if restored.is_none() || on_one_line(restored.clone()).0 != json {
+        errors.push(FieldError::new(pointer, "is not the text of the field beside it"));
+    }
+    restored
+}
+
+fn check_version(pointer: &str, version: Option<i64>, errors: &mut Vec<FieldError>) {
+    if version.is_some_and(|version| version < 1) {
+        errors.push(FieldError::new(pointer, "must be from 1"));
+    }
+}
+
+fn read_id<T>(
+    pointer: &str,
+    text: Option<&str>,
+    parse: impl Fn(&str) -> Option<T>,
+    errors: &mut Vec<FieldError>,
+) -> Option<T> {
+    let id = parse(text?);
+    if id.is_none() {
+        errors.push(FieldError::new(pointer, "is not an id"));
+    }
+    id
+}

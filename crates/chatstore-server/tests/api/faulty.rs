@@ -1,0 +1,228 @@
+//! A store that goes wrong on purpose: every call does what the test says, or else what the real
+//! store does.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chatstore_core::api_keys::{ApiKey, ApiKeyStore};
+use chatstore_core::archive::{ArchiveStore, ArchivedSession, Imported};
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::{MessageId, SessionId};
+use chatstore_core::messages::{Message, MessagePage, MessagePatch, MessageQuery, MessageStore, NewMessage};
+use chatstore_core::page::{CursorKey, MessagePosition, PageRequest, SessionPosition};
+use chatstore_core::projects::{Project, ProjectStore};
+use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionStore};
+use chatstore_core::store::{ExpectedVersion, Scope, Store, StoreError, StoreStats};
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Error(StoreError),
+    Hang,
+    Panic,
+}
+
+/// A store with a fault in one method, or in each that touches data (`*`).
+pub(crate) struct FaultyStore {
+    inner: Arc<dyn Store>,
+    method: &'static str,
+    fault: Fault,
+}
+
+impl FaultyStore {
+    pub(crate) fn wrap(inner: Arc<dyn Store>, method: &'static str, fault: Fault) -> Arc<dyn Store> {
+        Arc::new(Self { inner, method, fault })
+    }
+
+    async fn trip(&self, method: &'static str) -> Result<(), StoreError> {
+        let hit = self.method == method || (self.method == "*" && !matches!(method, "get_api_key" | "cursor_key"));
+        match &self.fault {
+            _ if !hit => Ok(()),
+            Fault::Error(error) => Err(error.clone()),
+            Fault::Hang => std::future::pending().await,
+            Fault::Panic => panic!("select secret from /tmp/canary"),
+        }
+    }
+}
+
+#[async_trait]
+impl SessionStore for FaultyStore {
+    async fn create_session(&self, scope: &Scope, session: NewSession) -> Result<Session, StoreError> {
+        self.trip("create_session").await?;
+        self.inner.create_session(scope, session).await
+    }
+
+    async fn get_session(&self, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, StoreError> {
+        self.trip("get_session").await?;
+        self.inner.get_session(scope, session_id).await
+    }
+
+    async fn list_sessions(
+        &self,
+        scope: &Scope,
+        query: &SessionQuery,
+        page: &PageRequest<SessionPosition>,
+    ) -> Result<SessionPage, StoreError> {
+        self.trip("list_sessions").await?;
+        self.inner.list_sessions(scope, query, page).await
+    }
+
+    async fn update_session(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        patch: SessionPatch,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Session, StoreError> {
+        self.trip("update_session").await?;
+        self.inner.update_session(scope, session_id, patch, expected, now).await
+    }
+
+    async fn delete_session(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Session, StoreError> {
+        self.trip("delete_session").await?;
+        self.inner.delete_session(scope, session_id, expected, now).await
+    }
+}
+
+#[async_trait]
+impl MessageStore for FaultyStore {
+    async fn append_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        messages: Vec<NewMessage>,
+        now: Timestamp,
+    ) -> Result<Vec<Message>, StoreError> {
+        self.trip("append_messages").await?;
+        self.inner.append_messages(scope, session_id, messages, now).await
+    }
+
+    async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
+        self.trip("get_message").await?;
+        self.inner.get_message(scope, message_id).await
+    }
+
+    async fn list_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        query: &MessageQuery,
+        page: &PageRequest<MessagePosition>,
+    ) -> Result<MessagePage, StoreError> {
+        self.trip("list_messages").await?;
+        self.inner.list_messages(scope, session_id, query, page).await
+    }
+
+    async fn update_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        patch: MessagePatch,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError> {
+        self.trip("update_message").await?;
+        self.inner.update_message(scope, message_id, patch, expected, now).await
+    }
+
+    async fn delete_message(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        expected: ExpectedVersion,
+        now: Timestamp,
+    ) -> Result<Message, StoreError> {
+        self.trip("delete_message").await?;
+        self.inner.delete_message(scope, message_id, expected, now).await
+    }
+}
+
+#[async_trait]
+impl ArchiveStore for FaultyStore {
+    async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
+        self.trip("import_session").await?;
+        self.inner.import_session(scope, archived).await
+    }
+
+    async fn export_sessions(
+        &self,
+        scope: &Scope,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, StoreError> {
+        self.inner.export_sessions(scope, after, limit).await
+    }
+
+    async fn export_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        after_seq: i64,
+        last_seq: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>, StoreError> {
+        self.inner.export_messages(scope, session_id, after_seq, last_seq, limit).await
+    }
+}
+
+#[async_trait]
+impl ApiKeyStore for FaultyStore {
+    async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
+        self.inner.create_api_key(key).await
+    }
+
+    async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
+        self.inner.create_first_api_key(key).await
+    }
+
+    async fn get_api_key(&self, key_id: &str) -> Result<Option<ApiKey>, StoreError> {
+        self.trip("get_api_key").await?;
+        self.inner.get_api_key(key_id).await
+    }
+
+    async fn list_api_keys(&self) -> Result<Vec<(ApiKey, String)>, StoreError> {
+        self.inner.list_api_keys().await
+    }
+
+    async fn revoke_api_key(&self, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
+        self.inner.revoke_api_key(key_id, now).await
+    }
+}
+
+#[async_trait]
+impl ProjectStore for FaultyStore {
+    async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+        self.inner.create_project(project).await
+    }
+
+    async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
+        self.inner.get_project(name).await
+    }
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn check(&self) -> Result<(), StoreError> {
+        self.trip("check").await?;
+        self.inner.check().await
+    }
+
+    async fn cursor_key(&self) -> Result<CursorKey, StoreError> {
+        self.inner.cursor_key().await
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.inner.stats()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}

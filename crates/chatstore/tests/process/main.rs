@@ -1,0 +1,12 @@
+//! The program as an operator meets it: real processes, their output, their exit, their files.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod commands;
+mod first_start;
+mod keys;
+mod logs;
+mod neighbours;
+mod refusals;
+mod shutdown;
+#[path = "../support/mod.rs"]
+mod support;
