@@ -187,7 +187,7 @@ impl Config {
             header_read_timeout: timeout("header_read_timeout_ms")?,
             idle_timeout: timeout("idle_timeout_ms")?,
             write_stall_timeout: timeout("write_stall_timeout_ms")?,
-            drain_timeout: values.milliseconds("drain_timeout_ms", 0..=9_000)?,
+            drain_timeout: values.milliseconds("drain_timeout_ms", 0..=7_000)?,
             sqlite_synchronous: values.required("sqlite_synchronous", SqliteSynchronous::parse)?,
             sqlite_write_queue_max: values.integer("sqlite_write_queue_max", 1..=1_000_000)?,
             sqlite_batch_max: values.integer("sqlite_batch_max", 1..=65_536)?,
@@ -318,7 +318,7 @@ mod tests {
             (config.header_read_timeout, 10_000),
             (config.idle_timeout, 75_000),
             (config.write_stall_timeout, 30_000),
-            (config.drain_timeout, 8_000),
+            (config.drain_timeout, 7_000),
         ];
         for (timeout, milliseconds) in timeouts {
             assert_eq!(timeout, Duration::from_millis(milliseconds));
@@ -477,7 +477,7 @@ mod tests {
         );
         assert_eq!(
             message(with_env("DRAIN_TIMEOUT_MS", "9001")),
-            r#"drain_timeout_ms (from environment DRAIN_TIMEOUT_MS) must be a whole number from 0 to 9000, not "9001""#
+            r#"drain_timeout_ms (from environment DRAIN_TIMEOUT_MS) must be a whole number from 0 to 7000, not "9001""#
         );
         assert_eq!(
             message(with_dotenv("\nDEBUG=maybe")),

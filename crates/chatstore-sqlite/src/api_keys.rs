@@ -8,7 +8,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
-use crate::sessions::{id_column, time_column, time_column_opt};
+use crate::columns::{id_column, time_column, time_column_opt};
 
 const INSERT_API_KEY: &str = "insert into api_keys
     (key_id, project_id, name, digest, scopes, user_id, created_at, expires_at, revoked_at)

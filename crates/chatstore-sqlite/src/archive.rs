@@ -100,7 +100,7 @@ impl ArchiveStore for SqliteStore {
 /// A message of a deleted session counts as deleted, also before it is erased.
 fn exported_message_row(row: &Row<'_>, session_id: SessionId, scope: &Scope) -> rusqlite::Result<Message> {
     let mut message = message_row(row, session_id, scope.project_id)?;
-    let session_deleted_at = crate::sessions::time_column_opt(row, 16)?;
+    let session_deleted_at = crate::columns::time_column_opt(row, 16)?;
     if message.deleted_at.is_none() {
         message.deleted_at = session_deleted_at;
     }

@@ -7,6 +7,7 @@
 mod api_keys;
 mod archive;
 mod backup;
+mod columns;
 mod connection;
 mod error;
 mod lock;
@@ -140,6 +141,7 @@ mod tests {
         let statements = [
             sessions::STATEMENTS,
             messages::STATEMENTS,
+            messages::append::STATEMENTS,
             api_keys::STATEMENTS,
             projects::STATEMENTS,
             archive::STATEMENTS,
@@ -153,7 +155,15 @@ mod tests {
     #[test]
     fn reads_by_id_and_pages_of_messages_use_keys() {
         let connection = migrated();
-        for sql in [messages::STATEMENTS, api_keys::STATEMENTS, archive::STATEMENTS, sessions::STATEMENTS].concat() {
+        for sql in [
+            messages::STATEMENTS,
+            messages::append::STATEMENTS,
+            api_keys::STATEMENTS,
+            archive::STATEMENTS,
+            sessions::STATEMENTS,
+        ]
+        .concat()
+        {
             if sql.contains("from api_keys k")
                 || sql.contains("select exists (select 1 from api_keys)")
                 || sql.contains("session_erasures e")

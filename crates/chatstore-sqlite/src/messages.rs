@@ -1,5 +1,7 @@
 //! Messages in SQLite.
 
+pub(crate) mod append;
+
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
@@ -14,7 +16,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use crate::SqliteStore;
-use crate::sessions::{id_column, json_column, json_column_opt, note_hour, time_column, time_column_opt};
+use crate::columns::{id_column, json_column, json_column_opt, time_column, time_column_opt};
+use crate::sessions::note_hour;
 use crate::writer::Failure;
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
@@ -26,21 +29,12 @@ macro_rules! message_columns {
 }
 pub(crate) use message_columns;
 
-const SELECT_SESSION_COUNTERS: &str = "select session_no, last_seq, message_count, token_count, updated_at,
-        last_message_at, updated_hour, active_hour
-    from sessions
-    where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
 const SELECT_SESSION_NO: &str = "select session_no from sessions
     where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
-const UPDATE_SESSION_APPENDED: &str = "update sessions
-    set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6 where session_no = ?1";
-const UPDATE_SESSION_HOURS: &str = "update sessions set updated_hour = ?2, active_hour = ?3 where session_no = ?1";
 const INSERT_MESSAGE: &str = "insert into messages
     (message_no, message_id, parent_id, role, kind, status, content, payload, metadata, context, external_id,
      token_count, version, created_at, updated_at, deleted_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
-const SELECT_PARENT: &str = "select exists (select 1 from messages
-    where message_id = ?1 and message_no >> 32 = ?2 and deleted_at is null)";
 const SELECT_MESSAGE: &str = concat!(
     "select ",
     message_columns!(),
@@ -76,12 +70,8 @@ const UPDATE_SESSION_TOUCHED: &str =
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
-    SELECT_SESSION_COUNTERS,
     SELECT_SESSION_NO,
-    UPDATE_SESSION_APPENDED,
-    UPDATE_SESSION_HOURS,
     INSERT_MESSAGE,
-    SELECT_PARENT,
     SELECT_MESSAGE,
     LIST_MESSAGES_ASC,
     LIST_MESSAGES_DESC,
@@ -110,7 +100,7 @@ impl MessageStore for SqliteStore {
     ) -> Result<Vec<Message>, StoreError> {
         let scope = scope.clone();
         let bytes = messages.iter().map(new_message_bytes).sum();
-        self.writer.append(bytes, move |connection| append(connection, &scope, session_id, messages, now)).await
+        self.writer.append(bytes, move |connection| append::append(connection, &scope, session_id, messages, now)).await
     }
 
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -212,96 +202,6 @@ const SELECT_MESSAGE_NO: &str = "select message_no from messages where message_i
 
 fn row_number(connection: &Connection, message_id: MessageId) -> rusqlite::Result<i64> {
     connection.prepare_cached(SELECT_MESSAGE_NO)?.query_row(params![message_id.as_bytes()], |row| row.get(0))
-}
-
-/// The counters an append moves.
-struct Counters {
-    session_no: i64,
-    last_seq: i64,
-    message_count: i64,
-    token_count: Option<i64>,
-    updated_at: Timestamp,
-    last_message_at: Option<Timestamp>,
-    updated_hour: i64,
-    active_hour: i64,
-}
-
-fn append(
-    connection: &Connection,
-    scope: &Scope,
-    session_id: SessionId,
-    messages: Vec<NewMessage>,
-    now: Timestamp,
-) -> Result<Vec<Message>, Failure> {
-    let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
-    let counters = connection.prepare_cached(SELECT_SESSION_COUNTERS)?.query_row(params, counters_row).optional()?;
-    let mut counters = counters.ok_or(StoreError::NotFound)?;
-    let session_no = counters.session_no;
-    let mut stored = Vec::with_capacity(messages.len());
-    for (n, new) in messages.into_iter().enumerate() {
-        if let Some(parent_id) = new.parent_id {
-            require_parent(connection, session_no, parent_id, n)?;
-        }
-        counters.last_seq += 1;
-        if counters.last_seq >= SEQ_END {
-            return Err(StoreError::Invalid {
-                pointer: String::new(),
-                detail: "exceeds the messages a session can hold".to_owned(),
-            }
-            .into());
-        }
-        let message = new.into_message(scope.project_id, session_id, counters.last_seq, now);
-        insert_message(connection, session_no, &message)?;
-        counters.token_count = plus_tokens(counters.token_count, message.token_count);
-        stored.push(message);
-    }
-    if stored.is_empty() {
-        return Ok(stored);
-    }
-    counters.message_count += i64::try_from(stored.len()).unwrap_or(i64::MAX);
-    move_counters(connection, &counters, now)?;
-    Ok(stored)
-}
-
-fn counters_row(row: &Row<'_>) -> rusqlite::Result<Counters> {
-    Ok(Counters {
-        session_no: row.get(0)?,
-        last_seq: row.get(1)?,
-        message_count: row.get(2)?,
-        token_count: row.get(3)?,
-        updated_at: time_column(row, 4)?,
-        last_message_at: time_column_opt(row, 5)?,
-        updated_hour: row.get(6)?,
-        active_hour: row.get(7)?,
-    })
-}
-
-fn move_counters(connection: &Connection, counters: &Counters, now: Timestamp) -> rusqlite::Result<()> {
-    let updated_at = now.max(counters.updated_at);
-    let last_message_at = counters.last_message_at.map_or(now, |at| at.max(now));
-    connection.prepare_cached(UPDATE_SESSION_APPENDED)?.execute(params![
-        counters.session_no,
-        counters.last_seq,
-        counters.message_count,
-        counters.token_count,
-        updated_at.as_micros(),
-        last_message_at.as_micros(),
-    ])?;
-    let hours = (updated_at.hour(), last_message_at.hour());
-    if hours != (counters.updated_hour, counters.active_hour) {
-        connection.prepare_cached(UPDATE_SESSION_HOURS)?.execute(params![counters.session_no, hours.0, hours.1])?;
-    }
-    Ok(())
-}
-
-fn require_parent(connection: &Connection, session_no: i64, parent_id: MessageId, n: usize) -> Result<(), Failure> {
-    let params = params![parent_id.as_bytes(), session_no];
-    let exists: bool = connection.prepare_cached(SELECT_PARENT)?.query_row(params, |row| row.get(0))?;
-    if exists {
-        return Ok(());
-    }
-    Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail: "is no message of this session".to_owned() }
-        .into())
 }
 
 /// Stores a message as it is.

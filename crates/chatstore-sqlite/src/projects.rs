@@ -6,7 +6,7 @@ use chatstore_core::store::StoreError;
 use rusqlite::{Row, params};
 
 use crate::SqliteStore;
-use crate::sessions::{id_column, time_column};
+use crate::columns::{id_column, time_column};
 
 const INSERT_PROJECT: &str = "insert into projects (project_id, name, created_at) values (?1, ?2, ?3)";
 const SELECT_PROJECT: &str = "select project_id, name, created_at from projects where name = ?1";

@@ -10,11 +10,12 @@ use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
 };
 use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
-use rusqlite::types::{Type, Value};
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use crate::SqliteStore;
+use crate::columns::{id_column, json_column, time_column, time_column_opt};
 use crate::writer::Failure;
 
 /// The columns of [`session_row`], in its order. `concat!` needs a literal, so it is a macro.
@@ -369,37 +370,6 @@ pub(crate) fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
 }
 
 pub(crate) use session_columns;
-
-/// An id of 16 bytes.
-pub(crate) fn id_column(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
-    row.get(column).map(Uuid::from_bytes)
-}
-
-/// A time.
-pub(crate) fn time_column(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
-    let us: i64 = row.get(column)?;
-    Timestamp::from_micros(us).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, us))
-}
-
-/// A time that may be absent.
-pub(crate) fn time_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
-    let us: Option<i64> = row.get(column)?;
-    us.map(|us| Timestamp::from_micros(us).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, us))).transpose()
-}
-
-/// JSON kept as text.
-pub(crate) fn json_column(row: &Row<'_>, column: usize) -> rusqlite::Result<RawJson> {
-    json(column, row.get(column)?)
-}
-
-/// JSON that may be absent.
-pub(crate) fn json_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<RawJson>> {
-    row.get::<_, Option<String>>(column)?.map(|text| json(column, text)).transpose()
-}
-
-fn json(column: usize, text: String) -> rusqlite::Result<RawJson> {
-    RawJson::parse(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
-}
 
 #[cfg(test)]
 mod tests {

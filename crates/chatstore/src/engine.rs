@@ -69,8 +69,9 @@ fn options(config: &Config, path: &Path) -> SqliteOptions {
     };
     options.write_queue_max = config.sqlite_write_queue_max;
     options.batch_max = config.sqlite_batch_max;
-    if config.sqlite_readers > 0 {
-        options.readers = config.sqlite_readers;
-    }
+    options.readers = match config.sqlite_readers {
+        0 => std::thread::available_parallelism().map_or(4, |cores| cores.get().max(4)),
+        readers => readers,
+    };
     options
 }

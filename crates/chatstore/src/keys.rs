@@ -4,11 +4,12 @@ use anyhow::{Context as _, bail};
 use chatstore_core::api_keys::{ApiKey, KeyScopes, Permission, PresentedKey};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::limits::{NAME_BYTES_MAX, USER_ID_BYTES_MAX};
-use chatstore_core::projects::{DEFAULT_PROJECT, Project};
+use chatstore_core::projects::DEFAULT_PROJECT;
 use chatstore_core::store::{Store, StoreError};
 use clap::Subcommand;
 
 use crate::engine;
+use crate::projects::{self, check_name};
 use crate::settings::{StoreSettings, print};
 
 #[derive(Subcommand)]
@@ -82,7 +83,6 @@ struct NewKey {
 
 async fn create(store: &dyn Store, ctx: &Ctx, new: NewKey) -> anyhow::Result<()> {
     check_name("--name", &new.name, NAME_BYTES_MAX)?;
-    check_name("--project", &new.project, NAME_BYTES_MAX)?;
     if let Some(user) = &new.user {
         check_name("--user", user, USER_ID_BYTES_MAX)?;
     }
@@ -94,7 +94,7 @@ async fn create(store: &dyn Store, ctx: &Ctx, new: NewKey) -> anyhow::Result<()>
     };
     let now = ctx.now();
     let expires_at = new.expires.as_deref().map(|text| expiry(text, now)).transpose()?;
-    let project = find_or_create_project(store, ctx, &new.project).await?;
+    let project = projects::find_or_create(store, ctx, &new.project).await?;
     let key = PresentedKey::generate(ctx);
     let stored = ApiKey {
         key_id: key.key_id().to_owned(),
@@ -111,23 +111,6 @@ async fn create(store: &dyn Store, ctx: &Ctx, new: NewKey) -> anyhow::Result<()>
     let until = expires_at.map_or("for ever".to_owned(), |at| format!("until {at}"));
     eprintln!("Key {} for project {} may {scopes}, {until}. It is shown this once:", key.key_id(), project.name);
     print(&format!("{}\n", key.expose())).context("the key could not be printed; revoke it and make another")
-}
-
-async fn find_or_create_project(store: &dyn Store, ctx: &Ctx, name: &str) -> anyhow::Result<Project> {
-    if let Some(project) = store.get_project(name).await? {
-        return Ok(project);
-    }
-    let created_at = ctx.now();
-    let project = Project { project_id: ctx.new_project_id(created_at), name: name.to_owned(), created_at };
-    match store.create_project(project).await {
-        Ok(project) => {
-            eprintln!("Made the project {name}.");
-            Ok(project)
-        }
-        // Another process was faster.
-        Err(StoreError::Conflict { .. }) => store.get_project(name).await?.context("the project has vanished"),
-        Err(error) => Err(error.into()),
-    }
 }
 
 async fn list(store: &dyn Store, now: Timestamp) -> anyhow::Result<()> {
@@ -176,13 +159,6 @@ async fn revoke(store: &dyn Store, id: &str, now: Timestamp) -> anyhow::Result<(
         Err(StoreError::NotFound) => bail!("there is no key with the id `{id}`; `chatstore keys list` shows them"),
         Err(error) => Err(error.into()),
     }
-}
-
-fn check_name(flag: &str, text: &str, bytes_max: usize) -> anyhow::Result<()> {
-    if text.is_empty() || text.len() > bytes_max || text.contains(char::is_control) {
-        bail!("{flag} must have 1 to {bytes_max} bytes and no control characters");
-    }
-    Ok(())
 }
 
 fn expiry(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {

@@ -5,6 +5,7 @@ mod export;
 mod import;
 mod keys;
 mod maintenance;
+mod projects;
 mod serve;
 mod settings;
 

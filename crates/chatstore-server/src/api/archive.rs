@@ -3,15 +3,18 @@
 mod conversation;
 
 use axum::extract::State;
+use chatstore_core::api_keys::Permission;
 use chatstore_core::archive::Imported;
+use chatstore_core::clock::Ctx;
+use chatstore_core::ids::SessionId;
 use chatstore_core::limits::IMPORT_SESSIONS_MAX;
-use chatstore_core::store::StoreError;
+use chatstore_core::store::{Scope, Store, StoreError};
 use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use conversation::{Conversation, ConversationMessage};
+pub use conversation::{Conversation, ConversationMessage, KeptIds};
 
 use super::OperationDoc;
 use crate::app::App;
@@ -86,19 +89,75 @@ async fn import_session(
     caller: &Caller,
     mut conversation: Conversation,
 ) -> Result<Result<Imported, String>, ApiError> {
-    conversation.user_id = match caller.user(conversation.user_id) {
-        Ok(user_id) => user_id,
-        Err(error) => return Err(error),
-    };
-    let archived = match conversation.into_archived(&app.ctx, &caller.scope, app.limits.content_bytes_max) {
-        Ok(archived) => archived,
-        Err(errors) => return Ok(Err(explain(&errors))),
-    };
-    match app.store.import_session(&caller.scope, archived).await {
+    conversation.user_id = caller.user(conversation.user_id)?;
+    let kept = kept_ids(app, caller, &conversation).await?;
+    let imported = import_conversation(
+        app.store.as_ref(),
+        (&app.ctx, &caller.scope),
+        kept,
+        app.limits.content_bytes_max,
+        conversation,
+    );
+    match imported.await {
         Ok(imported) => Ok(Ok(imported)),
-        Err(error @ (StoreError::Invalid { .. } | StoreError::Conflict { .. })) => Ok(Err(error.to_string())),
-        Err(error) => Err(ApiError::from_store(error, "conversation")),
+        Err(ImportError::Refused(detail)) => Ok(Err(detail)),
+        Err(ImportError::Store(error)) => Err(ApiError::from_store(error, "conversation")),
     }
+}
+
+/// An operator brings ids as they are. Anyone else keeps the id of a session of their own; else
+/// it would show that an id is taken in another project.
+async fn kept_ids(app: &App, caller: &Caller, conversation: &Conversation) -> Result<KeptIds, ApiError> {
+    if caller.scopes.contains(Permission::Operator) {
+        return Ok(KeptIds::ALL);
+    }
+    let Some(session_id) = conversation.session_id.as_deref().and_then(SessionId::parse) else {
+        return Ok(KeptIds::NONE);
+    };
+    let own = app.store.get_session(&caller.scope, session_id).await;
+    let own = own.map_err(|error| ApiError::from_store(error, "session"))?;
+    Ok(KeptIds { session: own.is_some(), messages: false })
+}
+
+/// Why a conversation was not stored.
+#[derive(Debug)]
+pub enum ImportError {
+    /// It breaks a rule: the reason, for its sender.
+    Refused(String),
+    /// The store could not.
+    Store(StoreError),
+}
+
+/// Stores a conversation as it is; where its ids are taken by something else, under ids derived
+/// from them, which are the same when it comes again.
+///
+/// # Errors
+/// If it breaks a rule, or the store cannot take it.
+pub async fn import_conversation(
+    store: &dyn Store,
+    (ctx, scope): (&Ctx, &Scope),
+    kept: KeptIds,
+    content_bytes_max: usize,
+    conversation: Conversation,
+) -> Result<Imported, ImportError> {
+    let again = conversation.session_id.is_some().then(|| conversation.clone());
+    let archived = |conversation: Conversation, kept| {
+        let archived = conversation.into_archived(ctx, scope, kept, content_bytes_max);
+        archived.map_err(|errors| ImportError::Refused(explain(&errors)))
+    };
+    let imported = match (store.import_session(scope, archived(conversation, kept)?).await, again) {
+        (Err(StoreError::Conflict { field: "session_id" | "message_id" }), Some(again)) => {
+            store.import_session(scope, archived(again, KeptIds::NONE)?).await
+        }
+        (imported, _) => imported,
+    };
+    imported.map_err(|error| match error {
+        StoreError::Conflict { field } => {
+            ImportError::Refused(format!("its `{field}` belongs to something else in the store"))
+        }
+        StoreError::Invalid { pointer, detail } => ImportError::Refused(format!("{pointer} {detail}")),
+        error => ImportError::Store(error),
+    })
 }
 
 /// Faults as one line for people.

@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use super::{OperationDoc, check_external_id, check_id, check_length, check_metadata};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::body::{Body, Field};
 use crate::error::{ApiError, FieldError};
-use crate::extract::{Field, FromQuery, IfMatch, Json, Query, SessionPath};
+use crate::extract::{FromQuery, IfMatch, Json, Query, SessionPath};
 use crate::openapi::{Example, Operation, id, object, optional_id, optional_time, time};
 use crate::query::{Paging, Pairs, binding};
 use crate::respond::{Created, Listed, Versioned};
@@ -123,6 +124,8 @@ pub struct CreateSessionRequest {
     external_id: Field<String>,
 }
 
+impl Body for CreateSessionRequest {}
+
 impl Example for CreateSessionRequest {
     fn example() -> Value {
         json!({"session_name": "Trip to Lisbon", "user_id": "ada", "metadata": {"app": "travel"}})
@@ -172,6 +175,8 @@ pub struct UpdateSessionRequest {
     #[schemars(schema_with = "object")]
     metadata: Field<RawJson>,
 }
+
+impl Body for UpdateSessionRequest {}
 
 impl Example for UpdateSessionRequest {
     fn example() -> Value {

@@ -52,12 +52,12 @@ pub enum ConfigError {
         nearest: String,
     },
     /// A file named by a setting, or found in the working directory, cannot be read.
-    #[error("the file named by {origin} cannot be read: {source}")]
+    #[error("the file named by {origin} cannot be read: {reason}")]
     Unreadable {
         /// What named the file.
         origin: String,
         /// Why it cannot be read.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file is not in its format.
     #[error("{place} cannot be understood at line {line}: {reason}")]

@@ -117,7 +117,7 @@ impl Sources {
         match std::fs::read_to_string(self.cwd.join(&place)) {
             Ok(text) => Ok(Some(Document { place, text: text.trim_start_matches('\u{feff}').to_owned() })),
             Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(ConfigError::Unreadable { origin, source }),
+            Err(reason) => Err(ConfigError::Unreadable { origin, reason }),
         }
     }
 }
@@ -191,7 +191,7 @@ fn pick(setting: &'static Setting, layer: &Layer, cwd: &Path) -> Result<Option<V
         }
         (None, Some(file)) => match std::fs::read_to_string(cwd.join(&file.text)) {
             Ok(text) => Ok(Some(Value::text(text.trim_end_matches(['\r', '\n']), file.origin.clone()))),
-            Err(source) => Err(ConfigError::Unreadable { origin: file.origin.clone(), source }),
+            Err(reason) => Err(ConfigError::Unreadable { origin: file.origin.clone(), reason }),
         },
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use chatstore_core::archive::{ArchivedSession, Imported};
+use chatstore_core::archive::Imported;
 use chatstore_core::clock::Ctx;
 use chatstore_core::limits::NAME_BYTES_MAX;
-use chatstore_core::projects::{DEFAULT_PROJECT, Project};
+use chatstore_core::projects::DEFAULT_PROJECT;
 use chatstore_core::store::{Scope, Store, StoreError};
-use chatstore_server::api::archive::{Conversation, explain};
+use chatstore_server::api::archive::{Conversation, ImportError, KeptIds, import_conversation};
 use chatstore_server::config::Config;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::Report;
 use super::lines::{Lines, parse};
 use crate::engine;
+use crate::projects::{self, check_name};
 
 /// Conversations on their way into the store at once.
 const IN_FLIGHT_MAX: usize = 128;
@@ -35,12 +36,10 @@ pub(super) async fn import(
 ) -> anyhow::Result<()> {
     let ctx = Ctx::system();
     let project = project.unwrap_or(DEFAULT_PROJECT);
-    if project.is_empty() || project.len() > NAME_BYTES_MAX || project.contains(char::is_control) {
-        bail!("--project must have 1 to {NAME_BYTES_MAX} bytes and no control characters");
-    }
+    check_name("--project", project, NAME_BYTES_MAX)?;
     let open = engine::open_exclusive(config, &ctx, "import")?;
     let result = async {
-        let project = find_or_create_project(open.store.as_ref(), &ctx, project, report).await?;
+        let project = projects::find_or_create(open.store.as_ref(), &ctx, project).await?;
         let scope = Scope::project(project.project_id);
         let content_bytes_max = config.content_bytes_max;
         let mut importer = Importer {
@@ -60,28 +59,6 @@ pub(super) async fn import(
     result
 }
 
-async fn find_or_create_project(
-    store: &dyn Store,
-    ctx: &Ctx,
-    name: &str,
-    report: &Report<'_>,
-) -> anyhow::Result<Project> {
-    if let Some(project) = store.get_project(name).await? {
-        return Ok(project);
-    }
-    let created_at = ctx.now();
-    let project = Project { project_id: ctx.new_project_id(created_at), name: name.to_owned(), created_at };
-    match store.create_project(project).await {
-        Ok(project) => {
-            report.progress.say(&format!("Made the project {name}."));
-            Ok(project)
-        }
-        // `keys create` was faster.
-        Err(StoreError::Conflict { .. }) => store.get_project(name).await?.context("the project has vanished"),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// A line that was read, with its share of the memory.
 struct Pending {
     number: u64,
@@ -93,7 +70,7 @@ struct Pending {
 struct Stored {
     number: u64,
     key: Key,
-    result: Result<Imported, StoreError>,
+    result: Result<Imported, ImportError>,
 }
 
 /// Lines with the same key may be parts of one session: they keep their order.
@@ -152,20 +129,16 @@ impl Importer<'_, '_> {
                 None => break,
             }
         }
-        match conversation.into_archived(&self.ctx, &self.scope, self.content_bytes_max) {
-            Ok(archived) => {
-                self.keys.insert(key.clone());
-                let (store, scope) = (self.store.clone(), self.scope.clone());
-                self.running.spawn(async move {
-                    let result = store_patiently(store.as_ref(), &scope, archived).await;
-                    drop(permit);
-                    Stored { number, key, result }
-                });
-                // The task runs up to its commit, so that the writer has work while the next line is made ready.
-                tokio::task::yield_now().await;
-            }
-            Err(errors) => self.report.refuse(number, &explain(&errors)),
-        }
+        self.keys.insert(key.clone());
+        let (store, ctx, scope) = (self.store.clone(), self.ctx.clone(), self.scope.clone());
+        let content_bytes_max = self.content_bytes_max;
+        self.running.spawn(async move {
+            let result = store_patiently(store.as_ref(), (&ctx, &scope), content_bytes_max, conversation).await;
+            drop(permit);
+            Stored { number, key, result }
+        });
+        // The task runs up to its commit, so that the writer has work while the next line is made ready.
+        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -179,13 +152,14 @@ impl Importer<'_, '_> {
                 tally.known += u64::from(!imported.session);
                 tally.messages += imported.messages;
             }
-            Err(StoreError::Conflict { field }) => {
-                self.report.refuse(number, &format!("its `{field}` belongs to something else in the store"));
+            Err(ImportError::Refused(reason)) => self.report.refuse(number, &reason),
+            Err(ImportError::Store(StoreError::Full)) => bail!("the disk is full; free some space"),
+            Err(ImportError::Store(StoreError::Busy)) => {
+                bail!("the database is kept busy by another process; wait until that is done")
             }
-            Err(error @ StoreError::Invalid { .. }) => self.report.refuse(number, &error.to_string()),
-            Err(StoreError::Full) => bail!("the disk is full; free some space"),
-            Err(StoreError::Busy) => bail!("the database is kept busy by another process; wait until that is done"),
-            Err(error) => return Err(anyhow!(error).context(format!("line {number} could not be stored"))),
+            Err(ImportError::Store(error)) => {
+                return Err(anyhow!(error).context(format!("line {number} could not be stored")));
+            }
         }
         Ok(())
     }
@@ -218,11 +192,17 @@ fn read_ahead(mut lines: Lines) -> anyhow::Result<mpsc::Receiver<anyhow::Result<
 }
 
 /// Stores it; while the store is busy it waits, longer each time.
-async fn store_patiently(store: &dyn Store, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
+async fn store_patiently(
+    store: &dyn Store,
+    context: (&Ctx, &Scope),
+    content_bytes_max: usize,
+    conversation: Conversation,
+) -> Result<Imported, ImportError> {
     let (mut pause, mut waited) = (Duration::from_millis(10), Duration::ZERO);
     loop {
-        match store.import_session(scope, archived.clone()).await {
-            Err(StoreError::Busy) if waited < BUSY_TIMEOUT => {
+        let attempt = import_conversation(store, context, KeptIds::ALL, content_bytes_max, conversation.clone());
+        match attempt.await {
+            Err(ImportError::Store(StoreError::Busy)) if waited < BUSY_TIMEOUT => {
                 tokio::time::sleep(pause).await;
                 waited += pause;
                 pause = (pause * 2).min(Duration::from_secs(1));

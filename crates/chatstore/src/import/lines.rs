@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, bail};
 use chatstore_server::api::archive::{Conversation, explain};
-use chatstore_server::extract::parse_body;
+use chatstore_server::body::Body as _;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
@@ -168,9 +168,7 @@ impl Read for Counting {
 
 /// Reads a line with the checks of a request's body.
 pub(super) fn parse(text: &[u8]) -> Result<Conversation, String> {
-    match parse_body::<Conversation>(text) {
-        // An array would be read as the fields in their order.
-        Ok(_) if !text.trim_ascii_start().starts_with(b"{") => Err("is not an object".to_owned()),
+    match Conversation::read(text) {
         Ok(conversation) => Ok(conversation),
         Err(error) if error.errors().is_empty() => Err(match serde_json::from_slice::<IgnoredAny>(text) {
             Err(error) => malformed(&error),

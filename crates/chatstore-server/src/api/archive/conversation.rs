@@ -13,9 +13,11 @@ use chatstore_core::store::Scope;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::api::{check_external_id, check_id, check_length, check_metadata};
+use crate::body::{Body, objects};
 use crate::error::FieldError;
 use crate::openapi::{Example, anything, object, optional_id, optional_time};
 
@@ -65,6 +67,7 @@ pub struct Conversation {
     #[schemars(schema_with = "optional_id")]
     pub forked_from: Option<String>,
     /// The messages in their order.
+    #[serde(deserialize_with = "objects")]
     pub messages: Vec<ConversationMessage>,
 }
 
@@ -130,6 +133,8 @@ pub struct ConversationMessage {
     pub deleted_at: Option<Timestamp>,
 }
 
+impl Body for Conversation {}
+
 impl Example for Conversation {
     fn example() -> Value {
         json!({
@@ -176,6 +181,7 @@ impl Conversation {
         self,
         ctx: &Ctx,
         scope: &Scope,
+        kept: KeptIds,
         content_bytes_max: usize,
     ) -> Result<ArchivedSession, Vec<FieldError>> {
         let mut errors = Vec::new();
@@ -194,14 +200,16 @@ impl Conversation {
         let bucket = scope.bucket(user_id.as_deref(), external_id.as_deref(), ctx.random());
         let first_at = self.messages.iter().find_map(|message| message.created_at);
         let created_at = self.created_at.or(first_at).unwrap_or_else(|| ctx.now());
-        let session_id = match read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors) {
-            Some(id) if user_id.is_none() => id,
-            Some(id) => rehomed(*id.as_bytes(), bucket).into(),
+        let own_id = read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors);
+        let home = own_id.filter(|_| user_id.is_none()).map_or(bucket, SessionId::bucket);
+        let moved = own_id.is_some_and(|id| !kept.session || id.bucket() != home);
+        let session_id = match own_id {
+            Some(id) if moved => derived(id.uuid(), scope, home).into(),
+            Some(id) => id,
             None => ctx.new_session_id(created_at, bucket),
         };
-        let moved = exported && self.session_id.as_deref().and_then(SessionId::parse) != Some(session_id);
         let forked_from = read_id("/forked_from", self.forked_from.as_deref(), SessionId::parse, &mut errors);
-        let forked_from = forked_from.map(|id| if moved { rehomed(*id.as_bytes(), bucket).into() } else { id });
+        let forked_from = forked_from.map(|id| if moved { derived(id.uuid(), scope, home).into() } else { id });
         let last_at = self.messages.iter().filter_map(|message| message.created_at).max();
         let last_message_at = self.last_message_at.or_else(|| {
             let any = !self.messages.is_empty() && !exported;
@@ -227,7 +235,8 @@ impl Conversation {
         };
         let mut messages = Vec::with_capacity(self.messages.len());
         for (n, message) in self.messages.into_iter().enumerate() {
-            let place = Place { ctx, session: &session, n, moved, content_bytes_max };
+            let derives = moved || !kept.messages;
+            let place = Place { ctx, scope, session: &session, n, derives, content_bytes_max };
             messages.push(message.into_message(&place, &mut errors));
         }
         if session.deleted_at.is_some() && !exported {
@@ -243,11 +252,12 @@ impl Conversation {
 /// Where a message of a conversation is going.
 struct Place<'a> {
     ctx: &'a Ctx,
+    scope: &'a Scope,
     session: &'a Session,
     /// Its index in the line.
     n: usize,
-    /// Whether the session comes from another project.
-    moved: bool,
+    /// Whether its messages get ids derived from their own.
+    derives: bool,
     content_bytes_max: usize,
 }
 
@@ -308,11 +318,11 @@ impl ConversationMessage {
         let session = place.session;
         let created_at = self.created_at.unwrap_or(session.created_at);
         let own_id = read_id(&at("message_id"), self.message_id.as_deref(), MessageId::parse, errors);
-        if own_id.is_some_and(|id| !place.moved && id.bucket() != session.session_id.bucket()) {
+        if own_id.is_some_and(|id| !place.derives && id.bucket() != session.session_id.bucket()) {
             errors.push(FieldError::new(at("message_id"), "does not belong to this session"));
         }
-        let home = |id: MessageId| match place.moved {
-            true => rehomed(*id.as_bytes(), session.session_id.bucket()).into(),
+        let home = |id: MessageId| match place.derives {
+            true => derived(id.uuid(), place.scope, session.session_id.bucket()).into(),
             false => id,
         };
         let parent_id = read_id(&at("parent_id"), self.parent_id.as_deref(), MessageId::parse, errors);
@@ -339,11 +349,33 @@ impl ConversationMessage {
     }
 }
 
-/// An id from another project names a place that does not fit. It keeps all but the place, so
-/// that it is the same whenever it comes again.
-fn rehomed(mut id: [u8; 16], bucket: Bucket) -> Uuid {
-    id[14..].copy_from_slice(&bucket.bits().to_be_bytes());
-    Uuid::from_bytes(id)
+/// Whether an exported conversation keeps its ids, or gets others derived from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptIds {
+    /// The session's, if its place fits.
+    pub session: bool,
+    /// Its messages', if the session keeps its own.
+    pub messages: bool,
+}
+
+impl KeptIds {
+    /// All ids stay.
+    pub const ALL: Self = Self { session: true, messages: true };
+    /// All ids are derived.
+    pub const NONE: Self = Self { session: false, messages: false };
+}
+
+/// The id that stands for `id` in this project: its time, its place in `bucket`, and in between a
+/// hash, so that it is the same whenever it comes again and never that of another project.
+fn derived(id: Uuid, scope: &Scope, bucket: Bucket) -> Uuid {
+    let digest = Sha256::new().chain_update(scope.project_id.as_bytes()).chain_update(id.as_bytes()).finalize();
+    let mut bytes = id.into_bytes();
+    bytes[6] = 0x70 | (digest[6] & 0x0f);
+    bytes[7] = digest[7];
+    bytes[8] = 0x80 | (digest[8] & 0x3f);
+    bytes[9..14].copy_from_slice(&digest[9..14]);
+    bytes[14..].copy_from_slice(&bucket.bits().to_be_bytes());
+    Uuid::from_bytes(bytes)
 }
 
 /// JSON as it can stand in a line of an export: line breaks become spaces, and the text as it was

@@ -1,0 +1,38 @@
+//! Columns as the types they stand for.
+
+use chatstore_core::clock::Timestamp;
+use chatstore_core::json::RawJson;
+use rusqlite::Row;
+use rusqlite::types::Type;
+use uuid::Uuid;
+
+/// An id of 16 bytes.
+pub(crate) fn id_column(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
+    row.get(column).map(Uuid::from_bytes)
+}
+
+/// A time.
+pub(crate) fn time_column(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+    let us: i64 = row.get(column)?;
+    Timestamp::from_micros(us).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, us))
+}
+
+/// A time that may be absent.
+pub(crate) fn time_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
+    let us: Option<i64> = row.get(column)?;
+    us.map(|us| Timestamp::from_micros(us).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, us))).transpose()
+}
+
+/// JSON kept as text.
+pub(crate) fn json_column(row: &Row<'_>, column: usize) -> rusqlite::Result<RawJson> {
+    json(column, row.get(column)?)
+}
+
+/// JSON that may be absent.
+pub(crate) fn json_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<RawJson>> {
+    row.get::<_, Option<String>>(column)?.map(|text| json(column, text)).transpose()
+}
+
+fn json(column: usize, text: String) -> rusqlite::Result<RawJson> {
+    RawJson::parse(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
+}
