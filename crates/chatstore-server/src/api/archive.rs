@@ -1,6 +1,7 @@
 //! Whole conversations on the wire: the form of `import` and `export`, and the import over HTTP.
 
 mod conversation;
+mod message;
 
 use axum::extract::State;
 use chatstore_core::api_keys::Permission;
@@ -14,7 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use conversation::{Conversation, ConversationMessage, KeptIds};
+pub use conversation::{Conversation, KeptIds};
+pub use message::ConversationMessage;
 
 use super::OperationDoc;
 use crate::app::App;
