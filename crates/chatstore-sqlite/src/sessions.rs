@@ -269,9 +269,10 @@ pub(crate) fn erase_some(connection: &Connection) -> rusqlite::Result<bool> {
 
 /// The statement of one list, from fixed pieces: only `?` stands for what a client sent.
 fn list_statement(scope: &Scope, query: &SessionQuery, page: &PageRequest<SessionPosition>) -> (String, Vec<Value>) {
-    let mut sql =
-        concat!("select ", session_columns!(), " from sessions s where s.deleted_at is null and s.project_id = ?")
-            .to_owned();
+    let one_user = scope.user_id.is_some() || query.user_id.is_some();
+    // One user's sessions are sorted by activity: the keys alone, and then the page is fetched whole.
+    let sorts_keys = one_user && query.sort != SessionSort::CreatedAt;
+    let mut sql = if sorts_keys { SELECT_BY_KEYS } else { SELECT_LIST }.to_owned();
     let mut values: Vec<Value> = vec![scope.project_id.as_bytes().to_vec().into()];
     let mut add = |clause: &str, bound: &mut dyn Iterator<Item = Value>| {
         sql.push_str(clause);
@@ -284,7 +285,6 @@ fn list_statement(scope: &Scope, query: &SessionQuery, page: &PageRequest<Sessio
     if let Some(is_favorite) = query.is_favorite {
         add(" and s.is_favorite = ?", &mut std::iter::once(i64::from(is_favorite).into()));
     }
-    let one_user = scope.user_id.is_some() || query.user_id.is_some();
     for (key, value) in &query.metadata {
         let project = Value::from(scope.project_id.as_bytes().to_vec());
         let mut bound = [project, key.clone().into(), value.clone().into()].into_iter();
@@ -319,8 +319,20 @@ fn list_statement(scope: &Scope, query: &SessionQuery, page: &PageRequest<Sessio
     if let PageStart::Offset(offset @ 1..) = page.start {
         add(" offset ?", &mut std::iter::once(i64::try_from(offset).unwrap_or(i64::MAX).into()));
     }
+    if sorts_keys {
+        sql.push_str(&format!(") order by {key} {direction}, s.session_id {direction}"));
+    }
     (sql, values)
 }
+
+const SELECT_LIST: &str =
+    concat!("select ", session_columns!(), " from sessions s where s.deleted_at is null and s.project_id = ?");
+const SELECT_BY_KEYS: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s where s.session_no in (
+    select s.session_no from sessions s where s.deleted_at is null and s.project_id = ?"
+);
 
 /// Within a user, that user's sessions are walked and each is asked …
 const METADATA_OF_USER: &str = " and exists (select 1 from session_metadata m

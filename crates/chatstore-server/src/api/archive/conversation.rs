@@ -45,6 +45,15 @@ pub struct Conversation {
     /// The text of `metadata`, in an export, where it spans lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata_text: Option<String>,
+    /// The highest place given in it, in an export; an import counts for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_seq: Option<i64>,
+    /// Its messages that are not deleted, in an export; an import counts for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_count: Option<i64>,
+    /// Its size in tokens, in an export; an import counts for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_count: Option<i64>,
     /// The session's version, in an export.
     pub version: Option<i64>,
     /// When it was created; the first message's time if absent.
@@ -99,6 +108,9 @@ impl Conversation {
             is_favorite: session.is_favorite,
             metadata,
             metadata_text,
+            last_seq: Some(session.last_seq),
+            message_count: Some(session.message_count),
+            token_count: session.token_count,
             version: Some(session.version),
             created_at: Some(session.created_at),
             updated_at: Some(session.updated_at),
