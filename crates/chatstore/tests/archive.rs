@@ -111,7 +111,7 @@ fn bad_lines_are_named_and_the_rest_is_stored() {
         (&large, "/messages/0/content must have at most 1048576 bytes"),
         (r#"{"id":"gap","messages":[{"content":"a","seq":1},{"content":"b","seq":3}]}"#, "leaves a gap"),
         (r#"{"messages":[]}"#, "/id is required"),
-        ("[]", "is not an object"),
+        ("[]", "expected an object"),
         (r#"{"id":"meta","metadata":[1],"messages":[]}"#, "/metadata must be an object"),
         (r#"{"id":"time","created_at":"yesterday","messages":[]}"#, "/created_at"),
         (r#"{"id":"gone","deleted_at":"2026-01-01T00:00:00Z","messages":[]}"#, "/deleted_at needs `session_id`"),

@@ -216,7 +216,7 @@ mod tests {
     fn reasons_name_the_place() {
         let reason = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(reason("{\"id\":}"), "is not well-formed JSON at column 7: expected value");
-        assert_eq!(reason("[]"), "is not an object");
+        assert_eq!(reason("[]"), "is not acceptable: invalid type: sequence, expected an object");
         assert_eq!(
             reason(r#"{"id":"a","messages":[{"content":"\u0000"}]}"#),
             "/messages/0/content contains the character U+0000, which cannot be stored"
