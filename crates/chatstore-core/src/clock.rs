@@ -49,18 +49,44 @@ impl Timestamp {
     }
 }
 
+/// Characters of a time on the wire: `2026-01-31T12:00:00.000000Z`.
+const TEXT_BYTES: usize = 27;
+
+impl Timestamp {
+    /// The text, written by hand: a page of messages has a hundred of them.
+    fn text(self) -> [u8; TEXT_BYTES] {
+        let moment = jiff::Timestamp::from_microsecond(self.0).unwrap_or_default();
+        let civil = jiff::tz::Offset::UTC.to_datetime(moment);
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let micros = self.0.rem_euclid(1_000_000);
+        for (at, digits, value) in [
+            (0, 4, i64::from(civil.year())),
+            (5, 2, i64::from(civil.month())),
+            (8, 2, i64::from(civil.day())),
+            (11, 2, i64::from(civil.hour())),
+            (14, 2, i64::from(civil.minute())),
+            (17, 2, i64::from(civil.second())),
+            (20, 6, micros),
+        ] {
+            let mut rest = value;
+            for digit in text[at..at + digits].iter_mut().rev() {
+                *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+                rest /= 10;
+            }
+        }
+        text
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const PRINTER: jiff::fmt::temporal::DateTimePrinter =
-            jiff::fmt::temporal::DateTimePrinter::new().precision(Some(6));
-        let moment = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
-        PRINTER.print_timestamp(&moment, jiff::fmt::StdFmtWrite(f)).map_err(|_| fmt::Error)
+        f.write_str(std::str::from_utf8(&self.text()).map_err(|_| fmt::Error)?)
     }
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(std::str::from_utf8(&self.text()).map_err(serde::ser::Error::custom)?)
     }
 }
 

@@ -34,9 +34,13 @@ pub struct Listed<T> {
     pub next: Option<String>,
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(bytes) => {
+/// Bytes an item of a list is expected to take; one that takes more costs a copy.
+const ITEM_BYTES: usize = 1_024;
+
+fn json(status: StatusCode, body: &impl Serialize, items: usize) -> Response {
+    let mut bytes = Vec::with_capacity(items.max(1) * ITEM_BYTES);
+    match serde_json::to_writer(&mut bytes, body) {
+        Ok(()) => {
             let mut response = Response::new(Body::from(bytes));
             *response.status_mut() = status;
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -54,13 +58,13 @@ fn insert(response: &mut Response, name: header::HeaderName, value: &str) {
 
 impl<T: Serialize> IntoResponse for Ok200<T> {
     fn into_response(self) -> Response {
-        json(StatusCode::OK, &self.0)
+        json(StatusCode::OK, &self.0, 1)
     }
 }
 
 impl<T: Serialize> IntoResponse for Versioned<T> {
     fn into_response(self) -> Response {
-        let mut response = json(StatusCode::OK, &self.0);
+        let mut response = json(StatusCode::OK, &self.0, 1);
         insert(&mut response, header::ETAG, &format!("\"{}\"", self.1));
         response
     }
@@ -68,7 +72,7 @@ impl<T: Serialize> IntoResponse for Versioned<T> {
 
 impl<T: Serialize> IntoResponse for Created<T> {
     fn into_response(self) -> Response {
-        let mut response = json(StatusCode::CREATED, &self.body);
+        let mut response = json(StatusCode::CREATED, &self.body, 1);
         if let Some(version) = self.version {
             insert(&mut response, header::ETAG, &format!("\"{version}\""));
         }
@@ -81,7 +85,7 @@ impl<T: Serialize> IntoResponse for Created<T> {
 
 impl<T: Serialize> IntoResponse for Listed<T> {
     fn into_response(self) -> Response {
-        let mut response = json(StatusCode::OK, &self.items);
+        let mut response = json(StatusCode::OK, &self.items, self.items.len());
         if let Some(next) = &self.next {
             insert(&mut response, header::LINK, &format!("<{next}>; rel=\"next\""));
         }
