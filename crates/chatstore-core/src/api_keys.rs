@@ -68,6 +68,11 @@ impl KeyScopes {
             .collect()
     }
 
+    /// Reads stored names; what a newer version added is passed over, and so not granted.
+    pub fn parse_known(text: &str) -> Self {
+        Permission::ALL.into_iter().filter(|p| text.split(',').any(|name| name == p.as_str())).collect()
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -28,6 +28,11 @@ impl RawJson {
         self.0.get()
     }
 
+    /// Bytes of the text.
+    pub fn bytes(&self) -> usize {
+        self.as_str().len()
+    }
+
     /// Whether the value is an object.
     pub fn is_object(&self) -> bool {
         self.as_str().starts_with('{')

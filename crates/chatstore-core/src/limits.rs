@@ -30,5 +30,9 @@ pub const NAME_BYTES_MAX: usize = 200;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Largest token count of one message.
 pub const TOKEN_COUNT_MAX: i64 = 1_000_000_000_000;
+/// Largest version that an import may bring.
+pub const VERSION_MAX: i64 = 1_000_000_000_000_000;
+/// Bytes of text after which a page of messages ends early.
+pub const PAGE_BYTES_MAX: usize = 16 << 20;
 /// Messages of a deleted session that are erased in one transaction.
 pub const ERASE_MESSAGES_BATCH: u32 = 500;

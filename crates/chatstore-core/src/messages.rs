@@ -53,6 +53,21 @@ pub struct Message {
     pub deleted_at: Option<Timestamp>,
 }
 
+/// Bytes of what is beside the texts, roughly.
+const FIXED_BYTES: usize = 256;
+
+fn json_bytes(json: Option<&RawJson>) -> usize {
+    json.map_or(0, RawJson::bytes)
+}
+
+impl Message {
+    /// Roughly how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let json = json_bytes(self.payload.as_ref()) + json_bytes(self.context.as_ref());
+        FIXED_BYTES + self.content.len() + self.metadata.bytes() + json
+    }
+}
+
 /// Whether a message is complete: it may move from in progress to one of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageStatus {
@@ -125,6 +140,12 @@ impl NewMessage {
         }
     }
 
+    /// Roughly how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let json = json_bytes(self.payload.as_ref()) + json_bytes(self.context.as_ref());
+        FIXED_BYTES + self.content.len() + self.metadata.bytes() + json
+    }
+
     /// The message as it stands at place `seq`.
     pub fn into_message(self, project_id: ProjectId, session_id: SessionId, seq: i64, now: Timestamp) -> Message {
         Message {
@@ -170,6 +191,13 @@ pub struct MessagePatch {
 }
 
 impl MessagePatch {
+    /// Roughly how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let context = self.context.as_ref().and_then(Option::as_ref);
+        let json = json_bytes(self.payload.as_ref()) + json_bytes(self.metadata.as_ref()) + json_bytes(context);
+        FIXED_BYTES + self.content.as_ref().map_or(0, String::len) + json
+    }
+
     /// Applies the patch at `now`; tells whether anything changed. A patch that says what is
     /// already so changes nothing, neither version nor time.
     pub fn apply(self, message: &mut Message, now: Timestamp) -> Result<bool, StoreError> {
@@ -208,7 +236,7 @@ impl MessagePatch {
         }
         let changed = *message != before;
         if changed {
-            message.version += 1;
+            message.version = message.version.saturating_add(1);
             message.updated_at = now.max(message.updated_at);
         }
         Ok(changed)
@@ -284,7 +312,8 @@ pub trait MessageStore: Send + Sync {
     /// The message, unless it or its session is deleted or outside the scope.
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError>;
 
-    /// The messages of a session that match, by `seq`; `NotFound` if there is no such session.
+    /// The messages of a session that match, by `seq`; `NotFound` if there is no such session. A
+    /// page that holds [`crate::limits::PAGE_BYTES_MAX`] ends before `limit`, with `next`.
     async fn list_messages(
         &self,
         scope: &Scope,

@@ -46,6 +46,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Roughly how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        512 + self.session_name.len() + self.metadata.bytes()
+    }
+
     /// The time by which `sort` orders it.
     pub fn sorted_by(&self, sort: SessionSort) -> Timestamp {
         match sort {
@@ -131,7 +136,7 @@ impl SessionPatch {
         }
         let changed = *session != before;
         if changed {
-            session.version += 1;
+            session.version = session.version.saturating_add(1);
             session.updated_at = now.max(session.updated_at);
         }
         changed

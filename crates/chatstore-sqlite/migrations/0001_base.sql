@@ -52,6 +52,7 @@ create table sessions (
     forked_from blob
 ) strict;
 
+create unique index sessions_project on sessions (project_id, session_id);
 create index sessions_created on sessions (project_id, created_at, session_id)
     where deleted_at is null;
 create index sessions_user_created on sessions (project_id, user_id, created_at, session_id)
@@ -96,7 +97,8 @@ create table messages (
 create unique index messages_external_id on messages (message_no >> 32, external_id)
     where external_id is not null and deleted_at is null;
 
--- Deleted sessions whose messages are still to be blanked.
+-- Deleted sessions whose messages are still to be blanked, and up to which place they are.
 create table session_erasures (
-    session_no integer primary key
+    session_no integer primary key,
+    erased_seq integer not null
 ) strict;

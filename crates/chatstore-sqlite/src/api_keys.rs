@@ -4,11 +4,11 @@ use async_trait::async_trait;
 use chatstore_core::api_keys::{ApiKey, ApiKeyStore, KeyDigest, KeyScopes};
 use chatstore_core::clock::Timestamp;
 use chatstore_core::store::StoreError;
-use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
 use crate::columns::{id_column, time_column, time_column_opt};
+use crate::writer::Kind;
 
 const INSERT_API_KEY: &str = "insert into api_keys
     (key_id, project_id, name, digest, scopes, user_id, created_at, expires_at, revoked_at)
@@ -28,12 +28,12 @@ pub(crate) const STATEMENTS: &[&str] = &[INSERT_API_KEY, ANY_API_KEY, SELECT_API
 #[async_trait]
 impl ApiKeyStore for SqliteStore {
     async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
-        self.writer.write(key.name.len(), move |connection| Ok(insert(connection, &key)?)).await
+        self.writer.write(Kind::Plain, key.name.len(), move |connection| Ok(insert(connection, &key)?)).await
     }
 
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
         self.writer
-            .write(key.name.len(), move |connection| {
+            .write(Kind::Plain, key.name.len(), move |connection| {
                 let any: bool = connection.prepare_cached(ANY_API_KEY)?.query_row((), |row| row.get(0))?;
                 if !any {
                     insert(connection, &key)?;
@@ -56,7 +56,7 @@ impl ApiKeyStore for SqliteStore {
     async fn revoke_api_key(&self, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
         let key_id = key_id.to_owned();
         self.writer
-            .write(64, move |connection| {
+            .write(Kind::Plain, 64, move |connection| {
                 connection.prepare_cached(REVOKE_API_KEY)?.execute(params![key_id, now.as_micros()])?;
                 let key =
                     connection.prepare_cached(SELECT_API_KEY)?.query_row(params![key_id], api_key_row).optional()?;
@@ -82,16 +82,12 @@ fn insert(connection: &Connection, key: &ApiKey) -> rusqlite::Result<()> {
 }
 
 fn api_key_row(row: &Row<'_>) -> rusqlite::Result<ApiKey> {
-    let scopes: String = row.get(4)?;
-    let scopes = KeyScopes::parse(&scopes).map_err(|name| {
-        rusqlite::Error::FromSqlConversionFailure(4, Type::Text, format!("unknown scope {name}").into())
-    })?;
     Ok(ApiKey {
         key_id: row.get(0)?,
         project_id: id_column(row, 1)?.into(),
         name: row.get(2)?,
         digest: KeyDigest::from_bytes(row.get(3)?),
-        scopes,
+        scopes: KeyScopes::parse_known(row.get_ref(4)?.as_str()?),
         user_id: row.get(5)?,
         created_at: time_column(row, 6)?,
         expires_at: time_column_opt(row, 7)?,

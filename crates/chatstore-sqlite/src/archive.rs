@@ -10,9 +10,9 @@ use chatstore_core::store::{Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
-use crate::messages::{SEQ_END, insert_message, message_columns, message_row, plus_tokens};
+use crate::messages::{SEQ_END, insert_message, message_columns, message_no, message_row, plus_tokens};
 use crate::sessions::{SessionRow, insert_session, session_columns, session_row};
-use crate::writer::Failure;
+use crate::writer::{Failure, Kind};
 
 const SELECT_BY_SESSION_ID: &str = concat!("select ", session_columns!(), " from sessions s where s.session_id = ?1");
 const SELECT_BY_EXTERNAL_ID: &str = concat!(
@@ -25,6 +25,7 @@ const UPDATE_SESSION_IMPORTED: &str = "update sessions
     set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6, updated_hour = ?7,
         active_hour = ?8
     where session_no = ?1";
+const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages where message_no = ?1";
 const EXPORT_SESSIONS: &str = concat!(
     "select ",
     session_columns!(),
@@ -41,15 +42,21 @@ const EXPORT_MESSAGES: &str = concat!(
 );
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] =
-    &[SELECT_BY_SESSION_ID, SELECT_BY_EXTERNAL_ID, UPDATE_SESSION_IMPORTED, EXPORT_SESSIONS, EXPORT_MESSAGES];
+pub(crate) const STATEMENTS: &[&str] = &[
+    SELECT_BY_SESSION_ID,
+    SELECT_BY_EXTERNAL_ID,
+    SELECT_SEAM,
+    UPDATE_SESSION_IMPORTED,
+    EXPORT_SESSIONS,
+    EXPORT_MESSAGES,
+];
 
 #[async_trait]
 impl ArchiveStore for SqliteStore {
     async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
         let scope = scope.clone();
-        let bytes = archived.messages.iter().map(|message| message.content.len() + 512).sum();
-        self.writer.write(bytes, move |connection| import(connection, &scope, archived)).await
+        let bytes = archived.session.bytes() + archived.messages.iter().map(Message::bytes).sum::<usize>();
+        self.writer.write(Kind::Plain, bytes, move |connection| import(connection, &scope, archived)).await
     }
 
     async fn export_sessions(
@@ -63,7 +70,7 @@ impl ArchiveStore for SqliteStore {
         self.readers
             .read(move |reader| {
                 let params = params![scope.project_id.as_bytes(), scope.user_id, after, limit];
-                let rows = reader.query(EXPORT_SESSIONS, params, session_row, |_| 512)?;
+                let rows = reader.query(EXPORT_SESSIONS, params, session_row, |row| row.session.bytes())?;
                 Ok(rows.into_iter().map(|row| row.session).collect())
             })
             .await
@@ -91,7 +98,7 @@ impl ArchiveStore for SqliteStore {
                     last_seq,
                     limit
                 ];
-                reader.query(EXPORT_MESSAGES, params, map, |message| message.content.len() + 512)
+                reader.query(EXPORT_MESSAGES, params, map, Message::bytes)
             })
             .await
     }
@@ -139,6 +146,12 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
             SessionRow { session_no: insert_session(connection, &fresh)?, session: fresh }
         }
     };
+    let continues = messages.iter().any(|message| message.seq > stored.last_seq);
+    if let Some(seam) = messages.iter().find(|message| message.seq == stored.last_seq)
+        && continues
+    {
+        require_same(connection, session_no, seam)?;
+    }
     let mut imported = Imported { session: is_new, messages: 0 };
     for mut message in messages {
         if message.seq <= stored.last_seq {
@@ -160,6 +173,22 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
         save_counters(connection, session_no, &stored)?;
     }
     Ok(imported)
+}
+
+/// Refuses to continue a session whose last message is not the one that stands there in the
+/// archive: it was continued here, and what follows in the archive would be lost or misplaced.
+fn require_same(connection: &Connection, session_no: i64, seam: &Message) -> Result<(), Failure> {
+    let map = |row: &Row<'_>| {
+        let untouched = row.get::<_, i64>(2)? == 1 && row.get::<_, Option<i64>>(3)?.is_none();
+        let same = row.get_ref(0)?.as_str()? == seam.role && row.get_ref(1)?.as_str()? == seam.content;
+        Ok(same || !untouched)
+    };
+    let params = params![message_no(session_no, seam.seq)];
+    if connection.prepare_cached(SELECT_SEAM)?.query_row(params, map)? {
+        return Ok(());
+    }
+    let detail = format!("go on from another message {} than the one that stands here", seam.seq);
+    Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into())
 }
 
 /// Moves the counters; a new session keeps the times it came with.
@@ -199,15 +228,17 @@ fn find(
     identity: ArchiveIdentity,
     session: &Session,
 ) -> Result<Option<SessionRow>, Failure> {
-    let row = match identity {
-        ArchiveIdentity::SessionId => {
-            let params = params![session.session_id.as_bytes()];
-            connection.prepare_cached(SELECT_BY_SESSION_ID)?.query_row(params, session_row).optional()?
-        }
-        ArchiveIdentity::ExternalId => {
+    let by_id = |connection: &Connection| {
+        let params = params![session.session_id.as_bytes()];
+        connection.prepare_cached(SELECT_BY_SESSION_ID)?.query_row(params, session_row).optional()
+    };
+    // Its own id first: it also finds the tombstone of a session that was deleted since.
+    let row = match (by_id(connection)?, identity) {
+        (None, ArchiveIdentity::ExternalId) => {
             let params = params![scope.project_id.as_bytes(), session.external_id, session.user_id];
             connection.prepare_cached(SELECT_BY_EXTERNAL_ID)?.query_row(params, session_row).optional()?
         }
+        (row, _) => row,
     };
     match row {
         Some(row) if row.session.project_id != scope.project_id || row.session.user_id != session.user_id => {

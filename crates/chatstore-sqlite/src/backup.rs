@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ErrorCode, params};
 
 use crate::connection;
 use crate::error::OpenError;
@@ -35,15 +35,12 @@ pub fn backup(database: &Path, target: &Path) -> Result<Backup, OpenError> {
         return Err(OpenError::new(format!("{} exists; a backup never overwrites", target.display())));
     }
     let partial = partial_path(target);
-    if partial.exists() {
-        std::fs::remove_file(&partial).map_err(|error| OpenError::io(&partial, &error))?;
-    }
     connection::create_private(&partial).map_err(|error| {
         OpenError::new(format!("cannot write {}: {error}; check that its folder exists", target.display()))
     })?;
     let copied = copy(database, &partial).and_then(|()| verify(&partial));
     let moved = copied.and_then(|backup| {
-        std::fs::hard_link(&partial, target).map_err(|error| OpenError::io(target, &error))?;
+        publish(&partial, target).map_err(|error| OpenError::io(target, &error))?;
         sync_folder(target).map_err(|error| OpenError::io(target, &error))?;
         Ok(backup)
     });
@@ -51,10 +48,22 @@ pub fn backup(database: &Path, target: &Path) -> Result<Backup, OpenError> {
     moved
 }
 
+/// A name of this process, so that two backups at once do not meet.
 fn partial_path(target: &Path) -> PathBuf {
     let mut name = target.as_os_str().to_owned();
-    name.push(".partial");
+    name.push(format!(".{}.partial", std::process::id()));
     PathBuf::from(name)
+}
+
+/// Gives the copy its name without replacing a file that has appeared meanwhile. Where the file
+/// system has no hard links, that is not quite certain.
+fn publish(partial: &Path, target: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(partial, target) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists && !target.exists() => {
+            std::fs::rename(partial, target)
+        }
+        result => result,
+    }
 }
 
 fn copy(database: &Path, partial: &Path) -> Result<(), OpenError> {
@@ -63,7 +72,10 @@ fn copy(database: &Path, partial: &Path) -> Result<(), OpenError> {
     // Nothing of ours is written: `vacuum into` counts as a write to the copy alone.
     source.pragma_update(None, "query_only", false).map_err(OpenError::at(database))?;
     let name = partial.to_str().ok_or_else(|| OpenError::new("the name of a backup must be UTF-8"))?;
-    source.execute(VACUUM_INTO, params![name]).map_err(OpenError::at(partial))?;
+    source.execute(VACUUM_INTO, params![name]).map_err(|error| match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => OpenError::sqlite(partial, &error),
+        _ => OpenError::sqlite(database, &error),
+    })?;
     File::open(partial).and_then(|file| file.sync_all()).map_err(|error| OpenError::io(partial, &error))
 }
 

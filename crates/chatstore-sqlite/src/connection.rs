@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::error::OpenError;
 
@@ -78,7 +78,11 @@ pub(crate) fn open_migrator(path: &Path) -> Result<Connection, OpenError> {
 
 /// Puts a writing connection into the modes the contract rests on.
 pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Result<(), rusqlite::Error> {
-    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        // Its file system has no shared memory, such as one over the network.
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_SHMMAP), None));
+    }
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     // The writer checkpoints between batches, after its answers are out.
@@ -104,7 +108,7 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     // SQLite falls back to reading alone; the operator is to know now, not at the first write.
     let may_only_read = connection.is_readonly("main").map_err(OpenError::at(path))?;
     if may_only_read && flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
-        let read_only = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY), None);
+        let read_only = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None);
         return Err(OpenError::sqlite(path, &read_only));
     }
     // Plans depend on the schema alone. Without it, a bound LIMIT is planned anew on every run.

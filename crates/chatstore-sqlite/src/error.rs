@@ -33,6 +33,11 @@ impl OpenError {
                 "{shown} cannot be opened; check that the file exists and that it and its folder can be read and written"
             )),
             Some(ErrorCode::DatabaseCorrupt) => Self::new(format!("{shown} is damaged; restore a backup")),
+            Some(ErrorCode::SystemIoFailure)
+                if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMMAP) =>
+            {
+                Self::new(format!("the file system of {shown} cannot hold a write-ahead log; use a local disk"))
+            }
             Some(ErrorCode::DiskFull) => Self::new(format!("the disk of {shown} is full")),
             Some(ErrorCode::DatabaseBusy) => {
                 Self::new(format!("{shown} is locked by another process; try again when it has finished"))
@@ -90,7 +95,10 @@ pub(crate) fn store_error(error: Error) -> StoreError {
         return StoreError::Full;
     }
     match failure.code {
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OperationInterrupted => StoreError::Busy,
+        ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::OperationInterrupted => StoreError::Busy,
         ErrorCode::ConstraintViolation => match conflict_field(message.as_deref().unwrap_or_default()) {
             Some(field) => StoreError::Conflict { field },
             None => StoreError::internal(error),

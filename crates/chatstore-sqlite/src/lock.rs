@@ -13,9 +13,10 @@ pub struct LockFile {
     command: &'static str,
 }
 
-/// Where the lock of a database file stands.
+/// Where the lock of a database file stands: beside the file itself, also when it is named by a link.
 pub fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let database = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
+    let mut name = database.into_os_string();
     name.push(".lock");
     PathBuf::from(name)
 }

@@ -6,19 +6,19 @@ use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::json::RawJson;
+use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::{
     Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage,
 };
 use chatstore_core::page::{MessagePosition, Order, Page, PageRequest, PageStart};
 use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
-use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use crate::SqliteStore;
 use crate::columns::{id_column, json_column, json_column_opt, time_column, time_column_opt};
 use crate::sessions::note_hour;
-use crate::writer::Failure;
+use crate::writer::{Failure, Kind};
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
 macro_rules! message_columns {
@@ -99,8 +99,10 @@ impl MessageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Vec<Message>, StoreError> {
         let scope = scope.clone();
-        let bytes = messages.iter().map(new_message_bytes).sum();
-        self.writer.append(bytes, move |connection| append::append(connection, &scope, session_id, messages, now)).await
+        let bytes = messages.iter().map(NewMessage::bytes).sum();
+        self.writer
+            .write(Kind::Append, bytes, move |connection| append::append(connection, &scope, session_id, messages, now))
+            .await
     }
 
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -133,8 +135,12 @@ impl MessageStore for SqliteStore {
                     let before = (session_no << 32) + before;
                     let params = params![after, before, query.role, page.limit + 1, offset];
                     let map = |row: &Row<'_>| message_row(row, session_id, scope.project_id);
-                    let messages = reader.query(sql, params, map, message_bytes)?;
-                    Ok(Page::cut(messages, page.limit, |message: &Message| MessagePosition { seq: message.seq }))
+                    let (messages, cut) = reader.query_bounded(sql, params, map, Message::bytes, PAGE_BYTES_MAX)?;
+                    let position = |message: &Message| MessagePosition { seq: message.seq };
+                    if cut && messages.len() <= page.limit as usize {
+                        return Ok(Page { next: messages.last().map(position), items: messages });
+                    }
+                    Ok(Page::cut(messages, page.limit, position))
                 })
             })
             .await
@@ -149,9 +155,9 @@ impl MessageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Message, StoreError> {
         let scope = scope.clone();
-        let bytes = patch.content.as_ref().map_or(0, String::len) + json_bytes(patch.payload.as_ref());
+        let bytes = patch.bytes();
         self.writer
-            .write(bytes, move |connection| {
+            .write(Kind::Plain, bytes, move |connection| {
                 let mut message = find_message(connection, &scope, message_id)?;
                 expected.check(message.version)?;
                 let before = message.token_count;
@@ -185,12 +191,16 @@ impl MessageStore for SqliteStore {
     ) -> Result<Message, StoreError> {
         let scope = scope.clone();
         self.writer
-            .write(0, move |connection| {
+            .write(Kind::Plain, 0, move |connection| {
                 let message = find_message(connection, &scope, message_id)?;
                 expected.check(message.version)?;
                 let row = row_number(connection, message_id)?;
                 let at = now.max(message.updated_at).as_micros();
-                connection.prepare_cached(DELETE_MESSAGE)?.execute(params![row, message.version + 1, at])?;
+                connection.prepare_cached(DELETE_MESSAGE)?.execute(params![
+                    row,
+                    message.version.saturating_add(1),
+                    at
+                ])?;
                 touch_session(connection, row >> 32, -1, message.token_count, None, now)?;
                 Ok(message)
             })
@@ -284,10 +294,8 @@ fn list_bounds(query: &MessageQuery, page: &PageRequest<MessagePosition>) -> (&'
 
 /// Reads a row of `message_columns!` of a known session.
 pub(crate) fn message_row(row: &Row<'_>, session_id: SessionId, project_id: ProjectId) -> rusqlite::Result<Message> {
-    let status = row.get_ref(5)?.as_str()?;
-    let status = MessageStatus::parse(status).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(5, Type::Text, format!("unknown status {status}").into())
-    })?;
+    // A status that a newer version added says at least that the message is not whole.
+    let status = MessageStatus::parse(row.get_ref(5)?.as_str()?).unwrap_or(MessageStatus::Incomplete);
     Ok(Message {
         message_id: id_column(row, 1)?.into(),
         session_id,
@@ -313,19 +321,4 @@ pub(crate) fn message_row(row: &Row<'_>, session_id: SessionId, project_id: Proj
 /// Reads a row that also names its session and project.
 fn owned_message_row(row: &Row<'_>) -> rusqlite::Result<Message> {
     message_row(row, id_column(row, 16)?.into(), id_column(row, 17)?.into())
-}
-
-fn json_bytes(json: Option<&RawJson>) -> usize {
-    json.map_or(0, |json| json.as_str().len())
-}
-
-fn message_bytes(message: &Message) -> usize {
-    message.content.len() + json_bytes(message.payload.as_ref()) + json_bytes(message.context.as_ref())
-}
-
-fn new_message_bytes(message: &NewMessage) -> usize {
-    256 + message.content.len()
-        + json_bytes(message.payload.as_ref())
-        + json_bytes(message.context.as_ref())
-        + message.metadata.as_str().len()
 }

@@ -36,6 +36,8 @@ const CREATE_SCHEMA_MIGRATIONS: &str = "create table if not exists schema_migrat
 ) strict";
 const SELECT_MIGRATIONS: &str =
     "select version, name, checksum, serves_from, applied_at from schema_migrations order by version";
+/// One statement, so that a migration that commits meanwhile is seen whole or not at all.
+const SELECT_OWNER: &str = "select application_id, (select count(*) from sqlite_schema) from pragma_application_id";
 const INSERT_MIGRATION: &str =
     "insert into schema_migrations (version, name, checksum, serves_from, applied_at) values (?1, ?2, ?3, ?4, ?5)";
 const INSERT_INSTALLATION: &str = "insert into installation (only_row, cursor_secret, created_at) values (1, ?1, ?2)";
@@ -140,8 +142,8 @@ fn apply(transaction: &Connection, step: &Migration, ctx: &Ctx) -> Result<(), ru
 /// Refuses a file with tables that are not ours: nothing is ever written into it.
 fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let at = OpenError::at(path);
-    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(&at)?;
-    let tables: i64 = connection.query_row("select count(*) from sqlite_schema", (), |row| row.get(0)).map_err(&at)?;
+    let map = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i32>(0)?, row.get::<_, i64>(1)?));
+    let (id, tables) = connection.query_row(SELECT_OWNER, (), map).map_err(&at)?;
     if id != APPLICATION_ID && (id != 0 || tables > 0) {
         return Err(OpenError::new(format!(
             "{} is a database of another program; name another file in DATABASE_URL",

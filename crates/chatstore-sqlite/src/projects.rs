@@ -7,6 +7,7 @@ use rusqlite::{Row, params};
 
 use crate::SqliteStore;
 use crate::columns::{id_column, time_column};
+use crate::writer::Kind;
 
 const INSERT_PROJECT: &str = "insert into projects (project_id, name, created_at) values (?1, ?2, ?3)";
 const SELECT_PROJECT: &str = "select project_id, name, created_at from projects where name = ?1";
@@ -18,7 +19,7 @@ pub(crate) const STATEMENTS: &[&str] = &[INSERT_PROJECT, SELECT_PROJECT];
 impl ProjectStore for SqliteStore {
     async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
         self.writer
-            .write(project.name.len(), move |connection| {
+            .write(Kind::Plain, project.name.len(), move |connection| {
                 connection.prepare_cached(INSERT_PROJECT)?.execute(params![
                     project.project_id.as_bytes(),
                     project.name,

@@ -113,17 +113,34 @@ impl Reader {
         map: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
         bytes: impl Fn(&T) -> usize,
     ) -> Result<Vec<T>, Failure> {
+        self.query_bounded(sql, params, map, bytes, usize::MAX).map(|(items, _)| items)
+    }
+
+    /// [`Reader::query`] that ends early, with `true`, when the rows hold `bytes_max`: however large
+    /// the rows, a page takes bounded memory.
+    pub(crate) fn query_bounded<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        map: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+        bytes: impl Fn(&T) -> usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<T>, bool), Failure> {
         let mut statement = self.prepare(sql)?;
         let mut rows = statement.query(params)?;
-        let mut items = Vec::new();
+        let (mut items, mut held) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
+            if held >= bytes_max {
+                return Ok((items, true));
+            }
             let item = map(row)?;
+            held += bytes(&item);
             if self.budget.spends_all(bytes(&item)) {
                 return Err(interrupted().into());
             }
             items.push(item);
         }
-        Ok(items)
+        Ok((items, false))
     }
 
     /// Runs `read` on one snapshot of the file.

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use crate::SqliteStore;
 use crate::columns::{id_column, json_column, time_column, time_column_opt};
-use crate::writer::Failure;
+use crate::messages::message_no;
+use crate::writer::{Failure, Kind};
 
 /// The columns of [`session_row`], in its order. `concat!` needs a literal, so it is a macro.
 macro_rules! session_columns {
@@ -48,15 +49,20 @@ const INSERT_METADATA: &str =
     "insert into session_metadata (project_id, key, value, session_no) values (?1, ?2, ?3, ?4)";
 const DELETE_METADATA: &str =
     "delete from session_metadata where project_id = ?1 and key = ?2 and value = ?3 and session_no = ?4";
-const INSERT_ERASURE: &str = "insert into session_erasures (session_no) values (?1)";
-const SELECT_ERASURE: &str = "select s.session_no, s.deleted_at from session_erasures e
+const INSERT_ERASURE: &str = "insert into session_erasures (session_no, erased_seq) values (?1, 0)";
+const SELECT_ERASURE: &str = "select s.session_no, e.erased_seq, s.deleted_at from session_erasures e
     join sessions s on s.session_no = e.session_no limit 1";
+const SELECT_ERASABLE: &str = "select message_no, octet_length(content) + coalesce(octet_length(payload), 0)
+        + octet_length(metadata) + coalesce(octet_length(context), 0)
+    from messages where message_no > ?1 and message_no < ?2 order by message_no limit ?3";
 const ERASE_MESSAGES: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, deleted_at = ?3
-    where message_no in (
-        select message_no from messages
-        where message_no > ?1 << 32 and message_no < (?1 + 1) << 32 and deleted_at is null limit ?2)";
+    where message_no > ?1 and message_no <= ?2 and deleted_at is null";
+const UPDATE_ERASURE: &str = "update session_erasures set erased_seq = ?2 where session_no = ?1";
 const DELETE_ERASURE: &str = "delete from session_erasures where session_no = ?1";
+
+/// Bytes of text that are erased in one transaction; appends wait for no more.
+const ERASE_BYTES_BATCH: i64 = 4 << 20;
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -69,8 +75,11 @@ pub(crate) const STATEMENTS: &[&str] = &[
     DELETE_METADATA,
     INSERT_ERASURE,
     SELECT_ERASURE,
+    SELECT_ERASABLE,
     ERASE_MESSAGES,
+    UPDATE_ERASURE,
     DELETE_ERASURE,
+    COUNT_MATCHES,
 ];
 
 /// A session with its private number.
@@ -88,7 +97,7 @@ impl SessionStore for SqliteStore {
             return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
         }
         self.writer
-            .write(session.metadata.as_str().len() + session.session_name.len(), move |connection| {
+            .write(Kind::Plain, session.bytes(), move |connection| {
                 insert_session(connection, &session)?;
                 Ok(session)
             })
@@ -111,12 +120,20 @@ impl SessionStore for SqliteStore {
         query: &SessionQuery,
         page: &PageRequest<SessionPosition>,
     ) -> Result<SessionPage, StoreError> {
-        let (sql, values) = list_statement(scope, query, page);
-        let sort = query.sort;
-        let limit = page.limit;
+        let (scope, query, page) = (scope.clone(), query.clone(), page.clone());
         self.readers
             .read(move |reader| {
-                let bytes = |row: &SessionRow| row.session.metadata.as_str().len() + 256;
+                let path = match query.metadata.first() {
+                    Some((key, value)) if one_user(&scope, &query).is_none() => {
+                        let params = params![scope.project_id.as_bytes(), key, value, FEW_MATCHES_MAX];
+                        let matches = reader.query_row(COUNT_MATCHES, params, |row| row.get::<_, i64>(0))?;
+                        if matches < Some(FEW_MATCHES_MAX) { Path::Matches } else { Path::Order }
+                    }
+                    _ => Path::Order,
+                };
+                let (sql, values) = list_statement(&scope, &query, &page, path);
+                let (sort, limit) = (query.sort, page.limit);
+                let bytes = |row: &SessionRow| row.session.bytes();
                 let rows = reader.query(&sql, params_from_iter(&values), session_row, bytes)?;
                 let sessions = rows.into_iter().map(|row| row.session).collect();
                 Ok(Page::cut(sessions, limit, |session: &Session| session.position(sort)))
@@ -133,9 +150,9 @@ impl SessionStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Session, StoreError> {
         let scope = scope.clone();
-        let bytes = patch.metadata.as_ref().map_or(0, |metadata| metadata.as_str().len());
+        let bytes = patch.metadata.as_ref().map_or(0, RawJson::bytes);
         self.writer
-            .write(bytes, move |connection| {
+            .write(Kind::Plain, bytes, move |connection| {
                 let SessionRow { session_no, mut session } = find_session(connection, &scope, session_id)?;
                 expected.check(session.version)?;
                 let before = session.metadata.clone();
@@ -167,20 +184,21 @@ impl SessionStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Session, StoreError> {
         let scope = scope.clone();
-        let deleted = self
-            .writer
-            .write(0, move |connection| {
+        self.writer
+            .write(Kind::Delete, 0, move |connection| {
                 let SessionRow { session_no, session } = find_session(connection, &scope, session_id)?;
                 expected.check(session.version)?;
                 let at = now.max(session.updated_at).as_micros();
-                connection.prepare_cached(DELETE_SESSION)?.execute(params![session_no, session.version + 1, at])?;
+                connection.prepare_cached(DELETE_SESSION)?.execute(params![
+                    session_no,
+                    session.version.saturating_add(1),
+                    at
+                ])?;
                 drop_metadata(connection, session_no, &session, &session.metadata)?;
                 connection.prepare_cached(INSERT_ERASURE)?.execute(params![session_no])?;
                 Ok(session)
             })
-            .await?;
-        self.writer.expect_erasures();
-        Ok(deleted)
+            .await
     }
 }
 
@@ -254,26 +272,58 @@ pub(crate) fn note_hour(connection: &Connection, session_no: i64, updated_at: Ti
 pub(crate) fn erase_some(connection: &Connection) -> rusqlite::Result<bool> {
     let next = connection
         .prepare_cached(SELECT_ERASURE)?
-        .query_row((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+        .query_row((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         .optional()?;
-    let Some((session_no, deleted_at)) = next else {
+    let Some((session_no, erased_seq, deleted_at)) = next else {
         return Ok(false);
     };
-    let erased =
-        connection.prepare_cached(ERASE_MESSAGES)?.execute(params![session_no, ERASE_MESSAGES_BATCH, deleted_at])?;
-    if erased < ERASE_MESSAGES_BATCH as usize {
-        connection.prepare_cached(DELETE_ERASURE)?.execute(params![session_no])?;
+    let from = message_no(session_no, erased_seq);
+    match last_erasable(connection, session_no, from)? {
+        Some(to) => {
+            connection.prepare_cached(ERASE_MESSAGES)?.execute(params![from, to, deleted_at])?;
+            let erased_seq = to - message_no(session_no, 0);
+            connection.prepare_cached(UPDATE_ERASURE)?.execute(params![session_no, erased_seq])?;
+        }
+        None => {
+            connection.prepare_cached(DELETE_ERASURE)?.execute(params![session_no])?;
+        }
     }
     Ok(true)
 }
 
+/// The last message of the next batch, bounded by number and by bytes.
+fn last_erasable(connection: &Connection, session_no: i64, from: i64) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(SELECT_ERASABLE)?;
+    let mut rows = statement.query(params![from, message_no(session_no + 1, 0), ERASE_MESSAGES_BATCH])?;
+    let (mut last, mut bytes) = (None, 0);
+    while let Some(row) = rows.next()?
+        && bytes < ERASE_BYTES_BATCH
+    {
+        last = Some(row.get(0)?);
+        bytes += row.get::<_, i64>(1)?;
+    }
+    Ok(last)
+}
+
 /// The statement of one list, from fixed pieces: only `?` stands for what a client sent.
-fn list_statement(scope: &Scope, query: &SessionQuery, page: &PageRequest<SessionPosition>) -> (String, Vec<Value>) {
-    let one_user = scope.user_id.is_some() || query.user_id.is_some();
+fn list_statement(
+    scope: &Scope,
+    query: &SessionQuery,
+    page: &PageRequest<SessionPosition>,
+    path: Path,
+) -> (String, Vec<Value>) {
+    let one_user = one_user(scope, query).is_some();
     // One user's sessions are sorted by activity: the keys alone, and then the page is fetched whole.
     let sorts_keys = one_user && query.sort != SessionSort::CreatedAt;
-    let mut sql = if sorts_keys { SELECT_BY_KEYS } else { SELECT_LIST }.to_owned();
-    let mut values: Vec<Value> = vec![scope.project_id.as_bytes().to_vec().into()];
+    let project = || Value::from(scope.project_id.as_bytes().to_vec());
+    let (select, mut values) = match (path, query.metadata.first()) {
+        (Path::Matches, Some((key, value))) => {
+            (SELECT_BY_METADATA, vec![project(), key.clone().into(), value.clone().into(), project()])
+        }
+        _ if sorts_keys => (SELECT_BY_KEYS, vec![project()]),
+        _ => (SELECT_LIST, vec![project()]),
+    };
+    let mut sql = select.to_owned();
     let mut add = |clause: &str, bound: &mut dyn Iterator<Item = Value>| {
         sql.push_str(clause);
         values.extend(bound);
@@ -285,12 +335,10 @@ fn list_statement(scope: &Scope, query: &SessionQuery, page: &PageRequest<Sessio
     if let Some(is_favorite) = query.is_favorite {
         add(" and s.is_favorite = ?", &mut std::iter::once(i64::from(is_favorite).into()));
     }
-    for (key, value) in &query.metadata {
-        let project = Value::from(scope.project_id.as_bytes().to_vec());
-        let mut bound = [project, key.clone().into(), value.clone().into()].into_iter();
-        add(if one_user { METADATA_OF_USER } else { METADATA_OF_PROJECT }, &mut bound);
+    for (key, value) in query.metadata.iter().skip(usize::from(path == Path::Matches)) {
+        add(HAS_METADATA, &mut [project(), key.clone().into(), value.clone().into()].into_iter());
     }
-    let hours = if one_user { None } else { hour_column(query.sort) };
+    let hours = if one_user || path == Path::Matches { None } else { hour_column(query.sort) };
     // A `+` keeps the planner from leaving the hours for the index of creation.
     let created_at = if hours.is_some() { "+s.created_at" } else { "s.created_at" };
     if let Some(after) = query.created_after {
@@ -334,12 +382,34 @@ const SELECT_BY_KEYS: &str = concat!(
     select s.session_no from sessions s where s.deleted_at is null and s.project_id = ?"
 );
 
-/// Within a user, that user's sessions are walked and each is asked …
-const METADATA_OF_USER: &str = " and exists (select 1 from session_metadata m
+const SELECT_BY_METADATA: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from session_metadata f cross join sessions s on s.session_no = f.session_no
+    where f.project_id = ? and f.key = ? and f.value = ? and s.deleted_at is null and s.project_id = ?"
+);
+const HAS_METADATA: &str = " and exists (select 1 from session_metadata m
     where m.project_id = ? and m.key = ? and m.value = ? and m.session_no = s.session_no)";
-/// … within a project, the sessions that match are looked up.
-const METADATA_OF_PROJECT: &str = " and s.session_no in (select m.session_no from session_metadata m
-    where m.project_id = ? and m.key = ? and m.value = ?)";
+const COUNT_MATCHES: &str = "select count(*) from (
+    select 1 from session_metadata where project_id = ?1 and key = ?2 and value = ?3 limit ?4)";
+
+/// Sessions with a metadata value that are few enough to be fetched and sorted; among more, a walk
+/// in the list's order soon meets a page of them.
+const FEW_MATCHES_MAX: i64 = 1_000;
+
+/// From where a list is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// In its order; what does not match is passed over.
+    Order,
+    /// From the sessions that match the first metadata filter.
+    Matches,
+}
+
+/// The user whose sessions alone are listed.
+fn one_user<'a>(scope: &'a Scope, query: &'a SessionQuery) -> Option<&'a String> {
+    scope.user_id.as_ref().or(query.user_id.as_ref())
+}
 
 fn sort_key(sort: SessionSort) -> &'static str {
     match sort {
@@ -409,7 +479,11 @@ mod tests {
                         };
                         let scope = Scope { project_id: ProjectId::DEFAULT, user_id: on(5).then(|| "ada".to_owned()) };
                         let name = format!("{scope:?} {query:?} {start:?}");
-                        lists.push((name, list_statement(&scope, &query, &PageRequest { limit: 20, start }).0));
+                        let page = PageRequest { limit: 20, start };
+                        lists.push((name.clone(), list_statement(&scope, &query, &page, Path::Order).0));
+                        if on(2) && !on(0) && !on(5) {
+                            lists.push((name, list_statement(&scope, &query, &page, Path::Matches).0));
+                        }
                     }
                 }
             }
@@ -431,7 +505,8 @@ mod tests {
             let plan = plan.join("; ");
             assert!(!plan.contains("SCAN"), "{name}: {plan}");
             let one_user = sql.contains("user_id = ?");
-            let by_metadata = !one_user && sql.contains("session_metadata");
+            let by_metadata = sql.contains("cross join");
+            assert_eq!(plan.starts_with("SEARCH f USING"), by_metadata, "{name}: {plan}");
             let whole_sort = plan.contains("TEMP B-TREE FOR ORDER BY");
             let walks_created = sql.contains("order by s.created_at") && !by_metadata;
             assert!(!(walks_created && plan.contains("TEMP B-TREE")), "{name}: {plan}");

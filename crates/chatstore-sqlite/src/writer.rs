@@ -5,13 +5,14 @@
 //! the whole transaction fails every job of the batch, and an I/O error makes the store refuse
 //! writes until it is opened anew: after a failed fsync nobody knows what the disk holds.
 
+pub(crate) mod checkpoint;
 mod job;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatstore_core::store::{StoreError, StoreStats};
 use rusqlite::Connection;
@@ -20,7 +21,8 @@ use tokio::sync::oneshot;
 use crate::error::{Severity, severity, store_error};
 use crate::sessions::erase_some;
 
-pub(crate) use job::Failure;
+use checkpoint::Checkpointer;
+pub(crate) use job::{Failure, Kind};
 use job::{Job, WriteJob};
 
 /// Bytes of jobs that may wait; more are refused as busy, so that memory stays bounded.
@@ -29,10 +31,17 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Pages of the write-ahead log at which it is copied into the file: 16 MiB.
 const CHECKPOINT_PAGES: i32 = 4_096;
+/// Pages at which the writer itself copies the rest, so that the log can begin anew.
+const OWN_CHECKPOINT_PAGES: i32 = 4 * CHECKPOINT_PAGES;
 /// How long the thread waits for work before it tidies up.
 const IDLE: Duration = Duration::from_secs(1);
 /// While busy, erasing gets a turn every this many batches.
 const ERASE_EVERY: u64 = 16;
+
+/// How long erasing rests after a failure.
+const ERASE_PAUSE: Duration = Duration::from_secs(5);
+/// How long the last checkpoint waits for readers.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
 const BEGIN: &str = "begin immediate";
 const COMMIT: &str = "commit";
@@ -40,28 +49,33 @@ const SAVEPOINT: &str = "savepoint job";
 const RELEASE: &str = "release job";
 const ROLLBACK_TO: &str = "rollback to job";
 
-/// What callers and the thread share.
+/// What callers and the threads share.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     failed: OnceLock<String>,
     queued_bytes: AtomicUsize,
     commits: AtomicU64,
     appends: AtomicU64,
-    /// Deleted sessions may wait to be erased.
-    erasures: AtomicBool,
-    /// Pages in the write-ahead log that may not be in the file yet.
+    /// Pages in the write-ahead log.
     log_pages: AtomicI32,
 }
 
 impl Shared {
-    fn fail(&self, error: &rusqlite::Error) {
-        let reason = error.to_string();
+    /// Ends trust in the file if the error does, and names it for the callers.
+    pub(crate) fn judge(&self, error: rusqlite::Error) -> StoreError {
+        if severity(&error) == Severity::Fatal {
+            self.fail(error.to_string());
+        }
+        store_error(error)
+    }
+
+    fn fail(&self, reason: String) {
         if self.failed.set(reason.clone()).is_ok() {
             tracing::error!(reason, "the database failed: writes are refused until a restart");
         }
     }
 
-    fn check(&self) -> Result<(), StoreError> {
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
         match self.failed.get() {
             Some(reason) => Err(StoreError::Unavailable { reason: reason.clone() }),
             None => Ok(()),
@@ -77,10 +91,16 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(mut connection: Connection, queue_max: usize, batch_max: usize) -> std::io::Result<Self> {
+    /// Starts the thread. Only the one process that has the file to itself tidies it up
+    /// (`exclusive`): it erases, checkpoints, and empties the log at the end.
+    pub(crate) fn start(
+        mut connection: Connection,
+        checkpointer: Option<Checkpointer>,
+        queue_max: usize,
+        batch_max: usize,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<Self> {
         let (queue, jobs) = sync_channel(queue_max.max(1));
-        let shared = Arc::new(Shared::default());
-        shared.erasures.store(true, Ordering::Relaxed);
         let seen = shared.clone();
         connection
             .wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages| {
@@ -88,33 +108,33 @@ impl Writer {
                 Ok(())
             }))
             .map_err(std::io::Error::other)?;
-        let worker = Worker { connection, jobs, shared: shared.clone(), batch_max: batch_max.max(1), batches: 0 };
+        let worker = Worker {
+            connection,
+            jobs,
+            shared: shared.clone(),
+            batch_max: batch_max.max(1),
+            batches: 0,
+            erases_from: checkpointer.is_some().then(Instant::now),
+            checkpointer,
+            asked_pages: 0,
+        };
         let thread = std::thread::Builder::new().name("sqlite-writer".to_owned()).spawn(move || worker.run())?;
         Ok(Self { queue: Mutex::new(Some(queue)), shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// Runs `job` in the next batch and waits for the commit. `bytes` is roughly what it holds.
-    pub(crate) async fn write<F, T>(&self, bytes: usize, job: F) -> Result<T, StoreError>
+    pub(crate) async fn write<F, T>(&self, kind: Kind, bytes: usize, job: F) -> Result<T, StoreError>
     where
         F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
-        self.enqueue(bytes, 0, job)?.await.unwrap_or_else(|_| Err(closed()))
-    }
-
-    /// [`Writer::write`] for an append, which is counted.
-    pub(crate) async fn append<F, T>(&self, bytes: usize, job: F) -> Result<T, StoreError>
-    where
-        F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
-        T: Send + 'static,
-    {
-        self.enqueue(bytes, 1, job)?.await.unwrap_or_else(|_| Err(closed()))
+        self.enqueue(kind, bytes, job)?.await.unwrap_or_else(|_| Err(closed()))
     }
 
     fn enqueue<F, T>(
         &self,
+        kind: Kind,
         bytes: usize,
-        appends: u64,
         job: F,
     ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError>
     where
@@ -124,7 +144,7 @@ impl Writer {
         self.shared.check()?;
         let waiting = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(WriteJob { run: Some(job), result: None, reply, bytes, appends });
+        let job = Box::new(WriteJob { run: Some(job), result: None, reply, bytes, kind });
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*queue {
             None => Err(closed()),
@@ -139,11 +159,6 @@ impl Writer {
             return Err(error);
         }
         Ok(answer)
-    }
-
-    /// Tells the thread that a deleted session waits to be erased.
-    pub(crate) fn expect_erasures(&self) {
-        self.shared.erasures.store(true, Ordering::Relaxed);
     }
 
     /// Whether writes are accepted.
@@ -182,12 +197,27 @@ struct Worker {
     shared: Arc<Shared>,
     batch_max: usize,
     batches: u64,
+    /// From when on deleted sessions may be erased; `None` while none waits.
+    erases_from: Option<Instant>,
+    checkpointer: Option<Checkpointer>,
+    /// Pages of the log when the checkpointer was last asked.
+    asked_pages: i32,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail("the writer thread has ended".to_owned());
+        }
+    }
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
-            let erasing = self.shared.erasures.load(Ordering::Relaxed) && self.shared.failed.get().is_none();
+            let erasing = self.checkpointer.is_some()
+                && self.shared.check().is_ok()
+                && self.erases_from.is_some_and(|from| from <= Instant::now());
             let wait = if erasing { Duration::ZERO } else { IDLE };
             match self.jobs.recv_timeout(wait) {
                 Ok(job) => {
@@ -197,16 +227,30 @@ impl Worker {
                     }
                     self.checkpoint(CHECKPOINT_PAGES);
                 }
-                Err(RecvTimeoutError::Timeout) if erasing => self.erase(),
+                Err(RecvTimeoutError::Timeout) if erasing => {
+                    self.erase();
+                    self.checkpoint(CHECKPOINT_PAGES);
+                }
                 Err(RecvTimeoutError::Timeout) => self.checkpoint(1),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        if self.shared.failed.get().is_none() {
-            let truncated = self.connection.query_row("pragma wal_checkpoint(truncate)", (), |_| Ok(()));
-            if let Err(error) = truncated {
-                tracing::warn!(%error, "the last checkpoint failed; the next start makes up for it");
-            }
+        // A process beside a server leaves the log to it.
+        if let Some(checkpointer) = self.checkpointer.take()
+            && self.shared.check().is_ok()
+        {
+            drop(checkpointer);
+            self.empty_log();
+        }
+    }
+
+    fn empty_log(&self) {
+        let emptied = self
+            .connection
+            .busy_timeout(CLOSE_TIMEOUT)
+            .and_then(|()| self.connection.query_row("pragma wal_checkpoint(truncate)", (), |_| Ok(())));
+        if let Err(error) = emptied {
+            tracing::warn!(%error, "the last checkpoint failed; the next start makes up for it");
         }
     }
 
@@ -214,7 +258,7 @@ impl Worker {
     fn run_batch(&mut self, first: Box<dyn Job>) {
         self.batches += 1;
         let mut batch = Vec::with_capacity(self.batch_max.min(64));
-        let outcome = self.shared.check().and_then(|()| self.execute(BEGIN).map_err(|error| self.judge(error)));
+        let outcome = self.shared.check().and_then(|()| self.execute(BEGIN).map_err(|error| self.shared.judge(error)));
         let outcome = match outcome {
             Ok(()) => self.fill(first, &mut batch).and_then(|()| self.commit()),
             Err(error) => {
@@ -227,15 +271,24 @@ impl Worker {
             }
         };
         if outcome.is_ok() {
-            self.shared.commits.fetch_add(u64::from(batch.iter().any(|job| job.is_kept())), Ordering::Relaxed);
-            let appends = batch.iter().map(|job| job.appends()).sum();
-            self.shared.appends.fetch_add(appends, Ordering::Relaxed);
+            self.count(&batch);
         } else if !self.connection.is_autocommit() {
             let _ = self.connection.execute_batch("rollback");
         }
         for job in batch {
             self.shared.queued_bytes.fetch_sub(job.bytes(), Ordering::Relaxed);
             job.answer(outcome.clone());
+        }
+    }
+
+    fn count(&mut self, batch: &[Box<dyn Job>]) {
+        let kept = || batch.iter().filter_map(|job| job.kept());
+        let appends = kept().filter(|kind| *kind == Kind::Append).count();
+        self.shared.commits.fetch_add(u64::from(kept().next().is_some()), Ordering::Relaxed);
+        self.shared.appends.fetch_add(appends as u64, Ordering::Relaxed);
+        // Noted here and not by the caller, who may have gone away.
+        if kept().any(|kind| kind == Kind::Delete) {
+            self.erases_from = Some(Instant::now());
         }
     }
 
@@ -257,80 +310,64 @@ impl Worker {
 
     /// Runs one job in its savepoint. An error means that the whole transaction is lost.
     fn run_job(&self, job: &mut dyn Job) -> Result<(), StoreError> {
-        self.execute(SAVEPOINT).map_err(|error| self.judge(error))?;
+        self.execute(SAVEPOINT).map_err(|error| self.shared.judge(error))?;
         let error = match job.run(&self.connection) {
-            Ok(()) => return self.execute(RELEASE).map_err(|error| self.judge(error)),
+            Ok(()) => return self.execute(RELEASE).map_err(|error| self.shared.judge(error)),
             Err(error) => error,
         };
         if let Some(error) = error
             && (severity(&error) == Severity::Fatal || self.connection.is_autocommit())
         {
-            return Err(self.judge(error));
+            return Err(self.shared.judge(error));
         }
-        self.execute(ROLLBACK_TO).and_then(|()| self.execute(RELEASE)).map_err(|error| self.judge(error))
+        self.execute(ROLLBACK_TO).and_then(|()| self.execute(RELEASE)).map_err(|error| self.shared.judge(error))
     }
 
     fn commit(&self) -> Result<(), StoreError> {
-        self.execute(COMMIT).map_err(|error| self.judge(error))
+        self.execute(COMMIT).map_err(|error| self.shared.judge(error))
     }
 
     fn execute(&self, sql: &str) -> Result<(), rusqlite::Error> {
         self.connection.prepare_cached(sql)?.execute(()).map(drop)
     }
 
-    /// Remembers an error that ends trust in the file, and names it for the callers.
-    fn judge(&self, error: rusqlite::Error) -> StoreError {
-        if severity(&error) == Severity::Fatal {
-            self.shared.fail(&error);
-        }
-        store_error(error)
-    }
-
     /// Blanks some messages of deleted sessions, in a transaction of its own.
-    fn erase(&self) {
+    fn erase(&mut self) {
         let erased = self.execute(BEGIN).and_then(|()| {
             let more = erase_some(&self.connection)?;
             self.execute(COMMIT)?;
             Ok(more)
         });
-        match erased {
-            Ok(more) => self.shared.erasures.store(more, Ordering::Relaxed),
+        self.erases_from = match erased {
+            Ok(more) => more.then(Instant::now),
             Err(error) => {
                 if !self.connection.is_autocommit() {
                     let _ = self.connection.execute_batch("rollback");
                 }
                 tracing::warn!(%error, "erasing deleted messages failed; it is tried again later");
-                self.judge(error);
-                std::thread::sleep(IDLE);
+                self.shared.judge(error);
+                Some(Instant::now() + ERASE_PAUSE)
             }
-        }
+        };
     }
 
-    /// Copies the log into the file once it has `pages_min` pages.
-    fn checkpoint(&self, pages_min: i32) {
-        if self.shared.failed.get().is_some() || self.shared.log_pages.load(Ordering::Relaxed) < pages_min {
+    /// Has the log copied into the file once it has grown by `pages_min` pages.
+    fn checkpoint(&mut self, pages_min: i32) {
+        let Some(checkpointer) = &self.checkpointer else { return };
+        let pages = self.shared.log_pages.load(Ordering::Relaxed);
+        if pages < self.asked_pages {
+            // It was whole in the file, and has begun anew.
+            self.asked_pages = 0;
+        }
+        if self.shared.check().is_err() || pages - self.asked_pages < pages_min {
             return;
         }
-        let result = self
-            .connection
-            .query_row("pragma wal_checkpoint(passive)", (), |row| Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?)));
-        match result {
-            Ok((log, copied)) => {
-                if copied < log && log > 8 * CHECKPOINT_PAGES {
-                    tracing::warn!(
-                        log_pages = log,
-                        copied_pages = copied,
-                        "a long read keeps the write-ahead log from shrinking"
-                    );
-                }
-                // What a reader held back is tried again when as much has come anew.
-                self.shared.log_pages.store(0, Ordering::Relaxed);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a checkpoint failed");
-                // A full disk passes; any other I/O error does not.
-                self.judge(error);
-            }
+        self.asked_pages = pages;
+        checkpointer.ask();
+        // Beside a writer that never rests the checkpointer never gets to the very end of the log,
+        // from where it begins anew. What it has left is little.
+        if pages >= OWN_CHECKPOINT_PAGES {
+            checkpoint::run(&self.connection, &self.shared);
         }
     }
 }

@@ -11,7 +11,7 @@ use chatstore_core::conformance::join_all;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessageQuery, MessageStore as _, NewMessage};
-use chatstore_core::page::{Order, PageRequest};
+use chatstore_core::page::{Order, PageRequest, PageStart};
 use chatstore_core::sessions::{NewSession, Session, SessionStore as _};
 use chatstore_core::store::{ExpectedVersion, Scope, Store as _, StoreError};
 use chatstore_sqlite::{SqliteOptions, SqliteStore, backup, migrate};
@@ -361,4 +361,80 @@ async fn long_reads_give_the_same_answers_as_quick_ones() {
         assert_eq!(list(Some("absent"), Order::Desc).await, []);
     }
     assert_eq!(list(None, Order::Desc).await.len(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_whose_caller_has_gone_away_is_erased_all_the_same() {
+    let engine = Engine::new();
+    let deleted = engine.session().await;
+    let message = fill(&engine, &deleted).await;
+    let outsider = engine.outsider();
+    // The first look for erasures is over: only the deletion itself can cause the next.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    lock(&outsider);
+    let deletion =
+        engine.store.delete_session(&engine.scope, deleted.session_id, ExpectedVersion::Any, engine.ctx.now());
+    let gave_up = tokio::time::timeout(Duration::from_millis(50), deletion).await;
+    assert!(gave_up.is_err(), "the lock holds the deletion up");
+    unlock(&outsider);
+    erased(&outsider, &message).await;
+    assert_eq!(engine.store.get_message(&engine.scope, message.message_id).await, Ok(None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasing_much_text_goes_in_small_steps() {
+    let engine = Engine::new();
+    let deleted = engine.session().await;
+    let large = "x".repeat(1 << 20);
+    let new = (0..24).map(|_| NewMessage { content: large.clone(), ..engine.new_message(&deleted) });
+    let message = engine.append(&deleted, new.collect()).await.unwrap().remove(0);
+    let now = engine.ctx.now();
+    engine.store.delete_session(&engine.scope, deleted.session_id, ExpectedVersion::Any, now).await.unwrap();
+    let outsider = engine.outsider();
+    let places = "select coalesce(max(erased_seq), 0) from session_erasures";
+    let (mut steps, deadline) = (std::collections::BTreeSet::new(), Instant::now() + Duration::from_secs(20));
+    let left = "select count(*) from session_erasures";
+    while outsider.query_row(left, (), |row| row.get::<_, i64>(0)).unwrap() > 0 {
+        steps.insert(outsider.query_row(places, (), |row| row.get::<_, i64>(0)).unwrap());
+        assert!(Instant::now() < deadline);
+    }
+    erased(&outsider, &message).await;
+    assert!(steps.iter().zip(steps.iter().skip(1)).all(|(a, b)| b - a <= 24), "{steps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_large_messages_ends_early_and_says_where() {
+    let engine = Engine::new();
+    let session = engine.session().await;
+    let large = "x".repeat(1 << 20);
+    for _ in 0..3 {
+        let new = (0..10).map(|_| NewMessage { content: large.clone(), ..engine.new_message(&session) });
+        engine.append(&session, new.collect()).await.unwrap();
+    }
+    let query = MessageQuery { order: Order::Asc, ..MessageQuery::default() };
+    let (mut page, mut seen) = (PageRequest { limit: 100, ..PageRequest::default() }, Vec::new());
+    loop {
+        let found = engine.store.list_messages(&engine.scope, session.session_id, &query, &page).await.unwrap();
+        assert!(found.items.len() <= 17, "{}", found.items.len());
+        seen.extend(found.items.iter().map(|message| message.seq));
+        let Some(next) = found.next else { break };
+        page.start = PageStart::After(next);
+    }
+    assert_eq!(seen, (1..=30).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_beside_a_server_neither_erases_nor_empties_the_log() {
+    let engine = Engine::new();
+    let session = engine.session().await;
+    engine.say(&session).await.unwrap();
+    let options = SqliteOptions { exclusive: false, ..SqliteOptions::new(&engine.path) };
+    let beside = SqliteStore::open(&options, Ctx::system()).unwrap();
+    let outsider = engine.outsider();
+    // With a read open, emptying the log would wait, and hold up the server meanwhile.
+    outsider.execute_batch("begin; select count(*) from sessions").unwrap();
+    let started = Instant::now();
+    beside.close().await;
+    engine.say(&session).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }

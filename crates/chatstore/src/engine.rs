@@ -16,6 +16,13 @@ pub(crate) struct OpenStore {
     pub(crate) path: PathBuf,
 }
 
+/// Takes the lock of the one process that serves or imports.
+pub(crate) fn lock(config: &Config, command: &'static str) -> anyhow::Result<LockFile> {
+    let path = database_path(config)?;
+    chatstore_sqlite::prepare_directory(path)?;
+    Ok(LockFile::acquire(path, command)?)
+}
+
 /// The database file.
 pub(crate) fn database_path(config: &Config) -> anyhow::Result<&Path> {
     match &config.database_url {
@@ -26,15 +33,13 @@ pub(crate) fn database_path(config: &Config) -> anyhow::Result<&Path> {
     }
 }
 
-/// Opens the store for the one process that serves or imports; migrates it first if it may.
-pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, command: &'static str) -> anyhow::Result<OpenStore> {
+/// Opens the store for the process that holds the lock; migrates it first if it may.
+pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, lock: LockFile) -> anyhow::Result<OpenStore> {
     let path = database_path(config)?;
-    chatstore_sqlite::prepare_directory(path)?;
-    let lock = LockFile::acquire(path, command)?;
     if config.auto_migrate || !path.exists() {
         chatstore_sqlite::migrate(path, ctx)?;
     }
-    let store = SqliteStore::open(&options(config, path), ctx.clone())?;
+    let store = SqliteStore::open(&options(config, path, true), ctx.clone())?;
     Ok(OpenStore { store: Arc::new(store), lock: Some(lock), path: path.to_owned() })
 }
 
@@ -43,12 +48,12 @@ pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, command: &'static str) 
 pub(crate) fn open_shared(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
     let path = database_path(config)?;
     let pending = chatstore_sqlite::migration_status(path)?.iter().any(|step| step.applied_at.is_none());
-    if pending {
+    if pending && (config.auto_migrate || !path.exists()) {
         chatstore_sqlite::prepare_directory(path)?;
         let _lock = LockFile::acquire(path, "migrate")?;
         chatstore_sqlite::migrate(path, ctx)?;
     }
-    let store = SqliteStore::open(&options(config, path), ctx.clone())?;
+    let store = SqliteStore::open(&options(config, path, false), ctx.clone())?;
     Ok(OpenStore { store: Arc::new(store), lock: None, path: path.to_owned() })
 }
 
@@ -61,8 +66,9 @@ pub(crate) fn open_existing(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenSt
     open_shared(config, ctx)
 }
 
-fn options(config: &Config, path: &Path) -> SqliteOptions {
+fn options(config: &Config, path: &Path, exclusive: bool) -> SqliteOptions {
     let mut options = SqliteOptions::new(path);
+    options.exclusive = exclusive;
     options.synchronous = match config.sqlite_synchronous {
         SqliteSynchronous::Full => Synchronous::Full,
         SqliteSynchronous::Normal => Synchronous::Normal,

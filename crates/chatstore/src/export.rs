@@ -45,7 +45,7 @@ pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<()> {
     let file = args.file.filter(|file| file.as_os_str() != "-");
     if let Some(file) = &file
         && !args.force
-        && file.exists()
+        && file.is_file()
     {
         bail!("{} exists; name another file, or replace it with --force", file.display());
     }

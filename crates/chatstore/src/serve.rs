@@ -48,13 +48,13 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let ctx = Ctx::system();
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone()).context("cannot listen for signals")?;
-    // Bound before a key is made: a key that nobody could use would be shown and lost.
+    // Locked first, for its sentence says more than that of a taken port; bound before a key is
+    // made, for a key that nobody could use would be shown and lost.
+    let mut lock = engine::lock(config, "serve")?;
     let listener = bind(config).await?;
     let url = listener.local_addr();
-    let OpenStore { store, mut lock, path } = engine::open_exclusive(config, &ctx, "serve")?;
-    if let Some(lock) = &mut lock {
-        lock.announce(&url).context("cannot write the lock file")?;
-    }
+    lock.announce(&reachable(&url)).context("cannot write the lock file")?;
+    let OpenStore { store, lock, path } = engine::open_exclusive(config, &ctx, lock)?;
     let root_key = config.api_key.as_ref().map(Secret::expose);
     let limits = RequestLimits::from(config);
     let app = App::new(store.clone(), ctx.clone(), root_key, limits, shutdown.clone()).await?;
@@ -144,6 +144,11 @@ async fn make_first_key(app: &App) -> anyhow::Result<Option<PresentedKey>> {
     Ok(made.then_some(key))
 }
 
+/// The address as this host reaches it.
+fn reachable(url: &str) -> String {
+    url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+}
+
 /// Tells a person where everything is: on standard error, apart from the log. A new key is shown
 /// there always, the rest only to a terminal.
 fn greet(url: &str, path: &std::path::Path, has_root_key: bool, first_key: Option<&PresentedKey>) {
@@ -151,10 +156,9 @@ fn greet(url: &str, path: &std::path::Path, has_root_key: bool, first_key: Optio
     if first_key.is_none() && !err.is_terminal() {
         return;
     }
-    let reachable = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
     let (curl, base) = match url.strip_prefix("unix:") {
         Some(socket) => (format!("curl --unix-socket {socket}"), "http://localhost".to_owned()),
-        None => ("curl".to_owned(), reachable),
+        None => ("curl".to_owned(), reachable(url)),
     };
     let key = match first_key {
         Some(key) => format!("{}   <- shown this once: keep it", key.expose()),

@@ -27,6 +27,17 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
+/// What a job is for, beside its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing to note.
+    Plain,
+    /// An append, which is counted.
+    Append,
+    /// It leaves messages to be erased.
+    Delete,
+}
+
 /// A unit of writing, run once inside a savepoint and answered after the commit.
 pub(super) trait Job: Send {
     /// Runs it; `Err` takes back what it did.
@@ -35,10 +46,8 @@ pub(super) trait Job: Send {
     fn answer(self: Box<Self>, batch: Result<(), StoreError>);
     /// Roughly how many bytes it holds.
     fn bytes(&self) -> usize;
-    /// How many appends it counts for, once it has run.
-    fn appends(&self) -> u64;
-    /// Whether what it did is kept.
-    fn is_kept(&self) -> bool;
+    /// What it was for, if what it did is kept.
+    fn kept(&self) -> Option<Kind>;
 }
 
 pub(super) struct WriteJob<F, T> {
@@ -46,7 +55,7 @@ pub(super) struct WriteJob<F, T> {
     pub(super) result: Option<Result<T, StoreError>>,
     pub(super) reply: oneshot::Sender<Result<T, StoreError>>,
     pub(super) bytes: usize,
-    pub(super) appends: u64,
+    pub(super) kind: Kind,
 }
 
 impl<F, T> Job for WriteJob<F, T>
@@ -92,11 +101,7 @@ where
         self.bytes
     }
 
-    fn appends(&self) -> u64 {
-        if self.is_kept() { self.appends } else { 0 }
-    }
-
-    fn is_kept(&self) -> bool {
-        matches!(self.result, Some(Ok(_)))
+    fn kept(&self) -> Option<Kind> {
+        matches!(self.result, Some(Ok(_))).then_some(self.kind)
     }
 }

@@ -4,7 +4,7 @@ use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::ids::{Bucket, SessionId};
 use chatstore_core::json::RawJson;
-use chatstore_core::limits::{SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
+use chatstore_core::limits::{SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX, VERSION_MAX};
 use chatstore_core::sessions::Session;
 use chatstore_core::store::Scope;
 use schemars::JsonSchema;
@@ -256,8 +256,8 @@ pub(super) fn restore(
 }
 
 pub(super) fn check_version(pointer: &str, version: Option<i64>, errors: &mut Vec<FieldError>) {
-    if version.is_some_and(|version| version < 1) {
-        errors.push(FieldError::new(pointer, "must be from 1"));
+    if version.is_some_and(|version| !(1..=VERSION_MAX).contains(&version)) {
+        errors.push(FieldError::new(pointer, format!("must be from 1 to {VERSION_MAX}")));
     }
 }
 
