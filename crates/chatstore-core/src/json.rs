@@ -112,6 +112,30 @@ pub fn find_unstorable(json: &[u8]) -> Option<(String, Unstorable)> {
     Some((walk.pointer(), fault))
 }
 
+/// The objects and arrays in the four upper levels of a JSON text, well-formed or not: as many as a
+/// reader of it would hold apart, whatever else stays one piece of text.
+pub fn upper_containers(json: &[u8]) -> usize {
+    let (mut depth, mut count, mut at) = (0_usize, 0, 0);
+    while let Some(&byte) = json.get(at) {
+        match byte {
+            b'"' => {
+                at += 1;
+                while json.get(at).is_some_and(|byte| *byte != b'"') {
+                    at += if json[at] == b'\\' { 2 } else { 1 };
+                }
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                count += usize::from(depth <= 4);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    count
+}
+
 /// A walk over the bytes that remembers where it stands: the key's place or the index for each
 /// container it is in. Nothing is allocated for a key until a fault is found.
 struct Walk<'a> {
@@ -273,6 +297,14 @@ mod tests {
         assert_eq!(fault(&nested(JSON_DEPTH_MAX)), None);
         assert_eq!(fault(&nested(JSON_DEPTH_MAX + 1)).unwrap().1, Unstorable::TooDeep);
         assert_eq!(fault(&nested(200_000)).unwrap().1, Unstorable::TooDeep);
+    }
+
+    #[test]
+    fn containers_are_counted_where_they_are_read_apart() {
+        for (json, count) in [("[{},{}]", 3), ("\"[{\"", 0), (r#"{"a\"{":[1,{"b":{"c":{}}}]}"#, 4), ("]]{", 1), ("", 0)]
+        {
+            assert_eq!(upper_containers(json.as_bytes()), count, "{json}");
+        }
     }
 
     #[test]

@@ -10,6 +10,14 @@ pub const OFFSET_MAX: u64 = 10_000;
 pub const APPEND_MESSAGES_MAX: usize = 1_000;
 /// Most conversations one import request may carry.
 pub const IMPORT_SESSIONS_MAX: usize = 1_000;
+/// Most messages one import request may carry, over all its conversations.
+pub const IMPORT_MESSAGES_MAX: usize = 10_000;
+/// Most objects and arrays in the upper levels of a body: what is read into memory of its own.
+pub const BODY_CONTAINERS_MAX: usize = 50_000;
+/// Faults that one answer lists.
+pub const FIELD_ERRORS_MAX: usize = 100;
+/// Bytes of all bodies that are being received or handled at once.
+pub const BODIES_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a session's name.
 pub const SESSION_NAME_BYTES_MAX: usize = 4_096;
 /// Bytes of a user id.

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +59,8 @@ pub struct AppState {
     pub limits: RequestLimits,
     /// Cancelled when the process is told to stop.
     pub shutdown: CancellationToken,
+    /// Bytes of the bodies that are being received.
+    pub bodies_bytes: AtomicUsize,
     /// The OpenAPI document as served.
     pub openapi: Bytes,
 }
@@ -77,7 +80,16 @@ impl App {
         let cursor_key = store.cursor_key().await?;
         let openapi = Bytes::from(crate::openapi::document_text());
         let root_key = root_key.map(KeyDigest::of);
-        Ok(Self(Arc::new(AppState { store, ctx, cursor_key, root_key, limits, shutdown, openapi })))
+        Ok(Self(Arc::new(AppState {
+            store,
+            ctx,
+            cursor_key,
+            root_key,
+            limits,
+            shutdown,
+            bodies_bytes: AtomicUsize::new(0),
+            openapi,
+        })))
     }
 }
 

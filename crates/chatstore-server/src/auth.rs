@@ -64,7 +64,7 @@ pub async fn guard(app: App, permission: Permission, mut request: Request, next:
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let presented = presented_key(headers)?;
-    let mut caller = identify(app, presented).await?;
+    let mut caller = identify(app, &presented).await?;
     if let Some(user_id) = named_user(headers)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
@@ -72,19 +72,24 @@ async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError
 }
 
 /// The key as sent: exactly one, in either header.
-fn presented_key(headers: &HeaderMap) -> Result<&str, ApiError> {
+fn presented_key(headers: &HeaderMap) -> Result<String, ApiError> {
     let mut keys = headers.get_all(API_KEY_HEADER).iter();
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
     let (key, bearer) = (keys.next(), bearers.next());
     if keys.next().is_some() || bearers.next().is_some() {
         return Err(invalid_api_key());
     }
-    let bearer = bearer.map(|value| {
-        let value = value.to_str().unwrap_or_default();
-        let (scheme, token) = value.split_once(' ').unwrap_or_default();
-        if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" }
-    });
-    match (key.map(|value| value.to_str().unwrap_or_default()), bearer) {
+    let token = |value: &'_ axum::http::HeaderValue| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    };
+    let bearer = match (key, bearer) {
+        // Beside an `X-API-Key`, another scheme is that of a proxy in between.
+        (Some(_), Some(value)) => token(value),
+        (None, Some(value)) => Some(token(value).unwrap_or_default()),
+        (_, None) => None,
+    };
+    match (key.map(|value| value.to_str().unwrap_or_default().to_owned()), bearer) {
         (Some(key), Some(bearer)) if key != bearer => Err(invalid_api_key()),
         (Some(key), _) | (None, Some(key)) => Ok(key),
         (None, None) => Err(ApiError::new(

@@ -1,11 +1,13 @@
 //! Bodies: read within limits, refused with the place of the fault, and the pieces they are made of.
 
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header;
-use chatstore_core::json::{escape_pointer, find_unstorable};
+use chatstore_core::json::{escape_pointer, find_unstorable, upper_containers};
+use chatstore_core::limits::{BODIES_BYTES_MAX, BODY_CONTAINERS_MAX};
 use http_body_util::BodyExt as _;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
@@ -76,12 +78,14 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
         return Err(too_large());
     }
     let mut body = request.into_body();
+    let time_max = limits.body_read_timeout.min(limits.request_timeout.mul_f32(0.9));
+    let mut held = HeldBytes { app, bytes: 0 };
     let started = Instant::now();
     let mut bytes = Vec::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0).min(64 << 10));
     loop {
         let earned = bytes.len() as u64 * 1_000 / limits.body_bytes_per_second_min.max(1);
         let paced = if limits.body_bytes_per_second_min == 0 { u64::MAX / 4 } else { earned };
-        let allowed = limits.body_read_timeout.min(BODY_GRACE.saturating_add(Duration::from_millis(paced)));
+        let allowed = time_max.min(BODY_GRACE.saturating_add(Duration::from_millis(paced)));
         let Ok(frame) = tokio::time::timeout_at(started + allowed, body.frame()).await else {
             return Err(ApiError::new(Code::BodyTimeout, "The body came too slowly; send it again, faster."));
         };
@@ -93,10 +97,45 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
                 if bytes.len() + data.len() > limits.body_bytes_max {
                     return Err(too_large());
                 }
+                held.grow(data.len())?;
                 bytes.extend_from_slice(&data);
             }
         }
     }
+}
+
+/// A body's share of the memory that all bodies may take.
+struct HeldBytes<'a> {
+    app: &'a App,
+    bytes: usize,
+}
+
+impl HeldBytes<'_> {
+    fn grow(&mut self, by: usize) -> Result<(), ApiError> {
+        self.bytes += by;
+        let all = self.app.bodies_bytes.fetch_add(by, Ordering::Relaxed) + by;
+        if all > BODIES_BYTES_MAX {
+            return Err(ApiError::new(Code::Overloaded, "Too much is being sent at once; try again in a moment."));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for HeldBytes<'_> {
+    fn drop(&mut self) {
+        self.app.bodies_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Refuses a body of so many pieces that reading it would take many times its own memory.
+pub(crate) fn require_few_pieces(bytes: &[u8]) -> Result<(), ApiError> {
+    // A piece has two bytes at least, so that most bodies need no count.
+    if bytes.len() > 2 * BODY_CONTAINERS_MAX && upper_containers(bytes) > BODY_CONTAINERS_MAX {
+        let detail =
+            format!("A body may hold at most {BODY_CONTAINERS_MAX} objects and arrays in its upper four levels.");
+        return Err(ApiError::new(Code::BodyTooLarge, detail));
+    }
+    Ok(())
 }
 
 /// Reads JSON. What is no JSON is a 400 with its place; what cannot be stored or has the wrong
@@ -211,17 +250,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
     }
 }
 
+/// A field that may be null, unless its own attributes say otherwise.
 impl<T: JsonSchema> JsonSchema for Field<T> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        T::schema_name()
+        Option::<T>::schema_name()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<T>()
+        Option::<T>::json_schema(generator)
     }
 }
 

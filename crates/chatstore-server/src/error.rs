@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chatstore_core::limits::FIELD_ERRORS_MAX;
 use chatstore_core::store::StoreError;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -137,9 +138,10 @@ impl Code {
         self.row().2
     }
 
-    /// Whether the same request may succeed in a moment.
+    /// Whether the same request may succeed in a moment. A write that took too long may have
+    /// happened: it is not for machines to repeat.
     fn is_transient(self) -> bool {
-        matches!(self, Self::Overloaded | Self::StoreUnavailable | Self::NotReady | Self::RequestTimeout)
+        matches!(self, Self::Overloaded | Self::StoreUnavailable | Self::NotReady)
     }
 }
 
@@ -155,8 +157,18 @@ pub struct FieldError {
 impl FieldError {
     /// The fault `detail` at `pointer`.
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), detail: detail.into() }
+        Self { pointer: shortened(pointer.into()), detail: shortened(detail.into()) }
     }
+}
+
+/// A text that repeats what a client sent, but not at any length.
+fn shortened(mut text: String) -> String {
+    const CHARS_MAX: usize = 300;
+    if let Some((end, _)) = text.char_indices().nth(CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// A problem document (RFC 9457).
@@ -204,11 +216,16 @@ impl ApiError {
     }
 
     /// Fields that break rules.
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
+        let count = errors.len();
+        errors.truncate(FIELD_ERRORS_MAX);
         let detail = match errors.as_slice() {
             [only] if only.pointer.is_empty() => format!("The body {}.", only.detail),
             [only] => format!("`{}` {}.", only.pointer, only.detail),
-            several => format!("{} fields or parameters are not acceptable; see `errors`.", several.len()),
+            several if several.len() < count => {
+                format!("{count} fields or parameters are not acceptable; `errors` shows the first {}.", several.len())
+            }
+            _ => format!("{count} fields or parameters are not acceptable; see `errors`."),
         };
         Self { errors, ..Self::new(Code::ValidationFailed, detail) }
     }
@@ -221,6 +238,13 @@ impl ApiError {
     /// The fields and parameters at fault.
     pub fn errors(&self) -> &[FieldError] {
         &self.errors
+    }
+
+    /// A message's content that is too large.
+    pub fn content_too_large(pointer: String, bytes_max: usize) -> Self {
+        let detail = format!("must have at most {bytes_max} bytes of UTF-8");
+        let error = Self::new(Code::ContentTooLarge, format!("`{pointer}` {detail}."));
+        Self { errors: vec![FieldError::new(pointer, detail)], ..error }
     }
 
     /// There is no such `noun` for this caller: absent and foreign things answer alike.

@@ -7,10 +7,11 @@ use axum::http::{HeaderMap, header};
 use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::store::ExpectedVersion;
 use schemars::JsonSchema;
+use serde_json::json;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::body::{Body, read_body};
+use crate::body::{Body, read_body, require_few_pieces};
 use crate::error::{ApiError, Code};
 use crate::openapi::{Describe, Example, Operation};
 use crate::query::Pairs;
@@ -24,6 +25,7 @@ impl<T: Body> FromRequest<App> for Json<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         require_json(request.headers())?;
         let bytes = read_body(request, app).await?;
+        require_few_pieces(&bytes)?;
         T::read(&bytes).map(Self)
     }
 }
@@ -119,14 +121,14 @@ pub(crate) async fn path_param(parts: &mut Parts, app: &App, name: &str) -> Opti
 
 impl Describe for SessionPath {
     fn describe(operation: &mut Operation) {
-        operation.path_parameter("session_id", "Id of the session.");
+        operation.path_parameter("session_id", "Id of the session.", json!({"type": "string", "format": "uuid"}));
         operation.fails(Code::NotFound);
     }
 }
 
 impl Describe for MessagePath {
     fn describe(operation: &mut Operation) {
-        operation.path_parameter("message_id", "Id of the message.");
+        operation.path_parameter("message_id", "Id of the message.", json!({"type": "string", "format": "uuid"}));
         operation.fails(Code::NotFound);
     }
 }

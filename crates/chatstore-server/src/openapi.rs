@@ -74,8 +74,7 @@ pub struct Operation {
 
 impl Operation {
     /// A parameter in the path.
-    pub fn path_parameter(&mut self, name: &str, description: &str) {
-        let schema = json!({"type": "string", "format": "uuid"});
+    pub fn path_parameter(&mut self, name: &str, description: &str, schema: Value) {
         self.parameter("path", name, description, schema, true);
     }
 
@@ -120,9 +119,19 @@ impl Operation {
         self.response(status, description, content, headers);
     }
 
-    /// An answer that is another kind of document.
-    pub fn answers_text(&mut self, description: &str, media_type: &str) {
-        self.response(200, description, json!({media_type: {"schema": {"type": "string"}, "example": "…"}}), &[]);
+    /// An answer that is a document of one of these types.
+    pub fn answers_text(&mut self, description: &str, media_types: &[&str]) {
+        let text = |media_type: &&str| match *media_type {
+            "application/json" => (media_type.to_string(), json!({"schema": {"type": "object"}, "example": {}})),
+            _ => (media_type.to_string(), json!({"schema": {"type": "string"}, "example": "…"})),
+        };
+        let content: Map<String, Value> = media_types.iter().map(text).collect();
+        self.response(200, description, content.into(), &[]);
+    }
+
+    /// An answer without a body.
+    pub fn answers_nothing(&mut self, status: u16, description: &str) {
+        self.response(status, description, json!({}), &[]);
     }
 
     fn response(&mut self, status: u16, description: &str, content: Value, headers: &[(&str, &str)]) {
@@ -167,6 +176,16 @@ pub fn optional_id(_: &mut SchemaGenerator) -> schemars::Schema {
 /// How an object that is kept byte for byte looks.
 pub fn object(_: &mut SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "object", "additionalProperties": {}})
+}
+
+/// How an object that is kept byte for byte and may be absent looks.
+pub fn optional_object(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["object", "null"], "additionalProperties": {}})
+}
+
+/// How the status of a message looks.
+pub fn status(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "enum": ["in_progress", "completed", "incomplete"]})
 }
 
 /// How any JSON that is kept byte for byte looks.
@@ -226,13 +245,25 @@ pub fn document() -> Value {
         ],
         "paths": paths,
         "components": {
-            "schemas": generator.take_definitions(true),
+            "schemas": require_what_is_sent(generator.take_definitions(true)),
             "securitySchemes": {
                 "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                 "bearer": {"type": "http", "scheme": "bearer", "description": "The same API key."},
             },
         },
     })
+}
+
+/// An answer has all its fields, also those that are null.
+fn require_what_is_sent(mut schemas: Map<String, Value>) -> Map<String, Value> {
+    for (name, schema) in &mut schemas {
+        let names: Option<Vec<Value>> =
+            schema["properties"].as_object().map(|all| all.keys().cloned().map(Value::from).collect());
+        if let Some(names) = names.filter(|_| name.ends_with("Response")) {
+            schema["required"] = names.into();
+        }
+    }
+    schemas
 }
 
 const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions and messages.\n\n\

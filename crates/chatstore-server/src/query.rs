@@ -57,6 +57,12 @@ impl Pairs {
         self.pairs.iter().filter_map(|(key, value)| Some((key_of(key)?, value.clone()))).collect()
     }
 
+    /// Whether `name` stands there in another form than `name[key]`.
+    pub fn has_malformed(&self, name: &str) -> bool {
+        let mut forms = self.pairs.iter().filter_map(|(key, _)| key.strip_prefix(name));
+        forms.any(|rest| rest.is_empty() || (rest.starts_with('[') && !rest.ends_with(']')))
+    }
+
     /// The value of `name` as read by `parse`; `form` ends the sentence "must be …".
     pub fn read<T>(
         &self,
@@ -181,6 +187,12 @@ impl Paging {
             serde_json::json!({"type": "string"}),
         );
     }
+}
+
+/// Writes the direction of a list into the document.
+pub fn describe_order(operation: &mut Operation, description: &str, default: &str) {
+    let schema = serde_json::json!({"type": "string", "enum": ["asc", "desc"], "default": default});
+    operation.query_parameter("order", description, schema);
 }
 
 /// Bytes that name a list with its tenant, filters and order, so that a cursor fits no other.

@@ -151,6 +151,12 @@ fn table(rows: &[[String; 7]]) -> String {
 }
 
 async fn revoke(store: &dyn Store, id: &str, now: Timestamp) -> anyhow::Result<()> {
+    // Somebody may well paste the whole key, which is then not repeated.
+    let whole = PresentedKey::parse(id);
+    let id = whole.as_ref().map_or(id, PresentedKey::key_id);
+    if whole.is_none() && id.len() > 32 {
+        bail!("that is no id of a key; `chatstore keys list` shows them");
+    }
     match store.revoke_api_key(id, now).await {
         Ok(key) => {
             eprintln!("Key {} ({}) is revoked since {}.", key.key_id, key.name, key.revoked_at.unwrap_or(now));

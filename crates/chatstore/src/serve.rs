@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
+use chatstore_core::store::Store;
 use chatstore_server::app::{App, RequestLimits};
 use chatstore_server::config::{Config, Secret};
 use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
@@ -55,7 +56,13 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let url = listener.local_addr();
     lock.announce(&reachable(&url)).context("cannot write the lock file")?;
     let OpenStore { store, lock, path } = engine::open_exclusive(config, &ctx, lock)?;
-    let root_key = config.api_key.as_ref().map(Secret::expose);
+    let root_key = match config.api_key.as_ref().map(Secret::expose) {
+        Some(key) if is_stored(store.as_ref(), key).await? => {
+            tracing::warn!("API_KEY holds a stored key: its own scopes, user and expiry count, not all scopes");
+            None
+        }
+        root_key => root_key,
+    };
     let limits = RequestLimits::from(config);
     let app = App::new(store.clone(), ctx.clone(), root_key, limits, shutdown.clone()).await?;
     let first_key = match root_key {
@@ -124,6 +131,12 @@ fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
         std::process::exit(130);
     });
     Ok(())
+}
+
+/// Whether a key made by `keys create` was put into `API_KEY`: it must not outlive its revocation there.
+async fn is_stored(store: &dyn Store, key: &str) -> anyhow::Result<bool> {
+    let Some(presented) = PresentedKey::parse(key) else { return Ok(false) };
+    Ok(store.get_api_key(presented.key_id()).await?.is_some())
 }
 
 /// Makes a key with all scopes if there has never been one.

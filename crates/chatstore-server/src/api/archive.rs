@@ -3,14 +3,16 @@
 mod conversation;
 mod message;
 
+use std::time::Duration;
+
 use axum::extract::State;
 use chatstore_core::api_keys::Permission;
 use chatstore_core::archive::Imported;
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::SessionId;
-use chatstore_core::limits::IMPORT_SESSIONS_MAX;
+use chatstore_core::limits::{IMPORT_MESSAGES_MAX, IMPORT_SESSIONS_MAX};
 use chatstore_core::store::{Scope, Store, StoreError};
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -21,7 +23,7 @@ pub use message::ConversationMessage;
 use super::OperationDoc;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{ApiError, FieldError};
+use crate::error::{ApiError, Code, FieldError};
 use crate::extract::Json;
 use crate::openapi::Example;
 use crate::respond::Ok200;
@@ -52,6 +54,12 @@ impl Example for ImportResponse {
     }
 }
 
+/// Conversations of one request that are on their way into the store at once.
+const IMPORTS_AT_ONCE: usize = 16;
+/// How often, and after which pause, a conversation is tried again while the store is busy.
+const BUSY_PAUSES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// See [`import_sessions`].
 pub const IMPORT_SESSIONS: OperationDoc = OperationDoc {
     id: "import_sessions",
@@ -71,9 +79,20 @@ pub async fn import_sessions(
     if body.len() > IMPORT_SESSIONS_MAX {
         return Err(ApiError::invalid_field("", format!("must hold at most {IMPORT_SESSIONS_MAX} conversations")));
     }
+    if body.iter().map(|conversation| conversation.messages.len()).sum::<usize>() > IMPORT_MESSAGES_MAX {
+        let detail =
+            format!("One import may hold at most {IMPORT_MESSAGES_MAX} messages; send a long conversation in parts.");
+        return Err(ApiError::new(Code::BodyTooLarge, detail));
+    }
+    // Before anything is stored: the request is refused whole.
+    for conversation in &body {
+        caller.user(conversation.user_id.clone())?;
+    }
     let imports = body.into_iter().map(|conversation| import_session(&app, &caller, conversation));
+    // Some at once, so that they share commits, but not so many that others find the queue full.
+    let outcomes: Vec<_> = stream::iter(imports).buffered(IMPORTS_AT_ONCE).collect().await;
     let mut response = ImportResponse { sessions: 0, messages: 0, refused: Vec::new() };
-    for (index, outcome) in join_all(imports).await.into_iter().enumerate() {
+    for (index, outcome) in outcomes.into_iter().enumerate() {
         match outcome? {
             Ok(imported) => {
                 response.sessions += u64::from(imported.session);
@@ -93,14 +112,19 @@ async fn import_session(
 ) -> Result<Result<Imported, String>, ApiError> {
     conversation.user_id = caller.user(conversation.user_id)?;
     let kept = kept_ids(app, caller, &conversation).await?;
-    let imported = import_conversation(
-        app.store.as_ref(),
-        (&app.ctx, &caller.scope),
-        kept,
-        app.limits.content_bytes_max,
-        conversation,
-    );
-    match imported.await {
+    let mut pauses = BUSY_PAUSES;
+    let imported = loop {
+        let (store, context) = (app.store.as_ref(), (&app.ctx, &caller.scope));
+        let attempt = import_conversation(store, context, kept, app.limits.content_bytes_max, conversation.clone());
+        match attempt.await {
+            Err(ImportError::Store(StoreError::Busy)) if pauses > 0 => {
+                pauses -= 1;
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            imported => break imported,
+        }
+    };
+    match imported {
         Ok(imported) => Ok(Ok(imported)),
         Err(ImportError::Refused(detail)) => Ok(Err(detail)),
         Err(ImportError::Store(error)) => Err(ApiError::from_store(error, "conversation")),

@@ -21,7 +21,7 @@ use crate::body::OneOrMany;
 use crate::error::ApiError;
 use crate::extract::{FromQuery, IfMatch, Json, MessagePath, Query, SessionPath};
 use crate::openapi::Operation;
-use crate::query::{Paging, Pairs, binding};
+use crate::query::{Paging, Pairs, binding, describe_order};
 use crate::respond::{Created, Listed, Versioned};
 
 /// Which messages to list.
@@ -51,11 +51,7 @@ impl FromQuery for ListMessagesQuery {
         operation.query_parameter("role", "Only this role's.", json!({"type": "string"}));
         operation.query_parameter("after_seq", "Only those after this place.", seq.clone());
         operation.query_parameter("before_seq", "Only those before this place.", seq);
-        operation.query_parameter(
-            "order",
-            "By place: newest or oldest first.",
-            json!({"type": "string", "enum": ["asc", "desc"], "default": "desc"}),
-        );
+        describe_order(operation, "By place: newest or oldest first.", "desc");
         Paging::describe(operation);
     }
 }

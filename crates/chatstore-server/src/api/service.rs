@@ -157,7 +157,8 @@ impl axum::extract::FromRequestParts<App> for DocsPath {
 
 impl Describe for DocsPath {
     fn describe(operation: &mut Operation) {
-        operation.path_parameter("file", "Name of the file.");
+        operation.path_parameter("file", "Name of the file.", json!({"type": "string"}));
+        operation.answers_nothing(304, "The caller has it: `If-None-Match` names its ETag.");
         operation.fails(Code::NotFound);
     }
 }
@@ -186,9 +187,13 @@ impl IntoResponse for OpenApiJson {
 
 impl DescribeOutput for OpenApiJson {
     fn describe(operation: &mut Operation) {
-        operation.answers_text("The document.", "application/json");
+        operation.answers_text("The document.", &["application/json"]);
     }
 }
+
+/// What [`Page`] may be.
+const PAGE_TYPES: [&str; 6] =
+    ["text/html", "application/json", "text/css", "text/javascript", "image/svg+xml", "text/plain"];
 
 /// A page or file for browsers.
 pub struct Page(Response);
@@ -201,7 +206,7 @@ impl IntoResponse for Page {
 
 impl DescribeOutput for Page {
     fn describe(operation: &mut Operation) {
-        operation.answers_text("The page.", "text/html");
+        operation.answers_text("The page.", &PAGE_TYPES);
     }
 }
 

@@ -17,8 +17,8 @@ use crate::auth::Caller;
 use crate::body::{Body, Field};
 use crate::error::{ApiError, FieldError};
 use crate::extract::{FromQuery, IfMatch, Json, Query, SessionPath};
-use crate::openapi::{Example, Operation, id, object, optional_id, optional_time, time};
-use crate::query::{Paging, Pairs, binding};
+use crate::openapi::{Example, Operation, id, object, optional_id, optional_object, optional_time, time};
+use crate::query::{Paging, Pairs, binding, describe_order};
 use crate::respond::{Created, Listed, Versioned};
 
 /// A conversation.
@@ -104,20 +104,22 @@ impl Example for SessionResponse {
 
 /// A session to create.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["session_name"]))]
 pub struct CreateSessionRequest {
     /// What people call it; may be empty.
     #[serde(default)]
-    #[schemars(required)]
+    #[schemars(with = "String")]
     session_name: Field<String>,
     /// The user it belongs to; with `X-User-Id` or a key bound to a user it can only be that user.
     #[serde(default)]
     user_id: Field<String>,
     /// Whether its owner marked it.
     #[serde(default)]
+    #[schemars(with = "bool")]
     is_favorite: Field<bool>,
     /// A JSON object of at most 16 KiB, kept byte for byte.
     #[serde(default)]
-    #[schemars(schema_with = "object")]
+    #[schemars(schema_with = "optional_object")]
     metadata: Field<RawJson>,
     /// Your own id for it, unique among the user's sessions.
     #[serde(default)]
@@ -166,13 +168,15 @@ impl CreateSessionRequest {
 pub struct UpdateSessionRequest {
     /// New name; may be empty.
     #[serde(default)]
+    #[schemars(with = "String")]
     session_name: Field<String>,
     /// New mark.
     #[serde(default)]
+    #[schemars(with = "bool")]
     is_favorite: Field<bool>,
     /// New metadata, whole; null empties it.
     #[serde(default)]
-    #[schemars(schema_with = "object")]
+    #[schemars(schema_with = "optional_object")]
     metadata: Field<RawJson>,
 }
 
@@ -236,6 +240,9 @@ impl FromQuery for ListSessionsQuery {
             let detail = format!("may stand at most {METADATA_FILTERS_MAX} times");
             errors.push(FieldError::new("?metadata", detail));
         }
+        if pairs.has_malformed("metadata") {
+            errors.push(FieldError::new("?metadata", "must have the form `metadata[key]=value`"));
+        }
         let paging = pairs.paging(&mut errors);
         if errors.is_empty() { Ok(Self { query, paging }) } else { Err(ApiError::invalid(errors)) }
     }
@@ -254,11 +261,7 @@ impl FromQuery for ListSessionsQuery {
             "What orders them. Without messages, `last_message_at` counts as `created_at`.",
             json!({"type": "string", "enum": sorts, "default": "created_at"}),
         );
-        operation.query_parameter(
-            "order",
-            "Oldest or newest first.",
-            json!({"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
-        );
+        describe_order(operation, "Oldest or newest first.", "asc");
         Paging::describe(operation);
     }
 }
@@ -333,7 +336,7 @@ pub const GET_SESSION: OperationDoc = OperationDoc {
     tag: "sessions",
 };
 
-/// Returns one session.
+/// Returns a session.
 pub async fn get_session(
     State(app): State<App>,
     caller: Caller,

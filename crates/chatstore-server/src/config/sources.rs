@@ -149,9 +149,9 @@ type Layer = BTreeMap<&'static str, Value>;
 pub(super) fn resolve(sources: &Sources) -> Result<BTreeMap<&'static str, Value>, ConfigError> {
     let env_file = sources.document(sources.named_file("env_file", "ENV_FILE")?, ".env")?;
     let env_file_vars = env_file.as_ref().map(dotenv::variables).transpose()?.unwrap_or_default();
-    refuse_typos(sources.env.keys(), "the environment")?;
+    refuse_typos(sources.env.keys(), "the environment", false)?;
     if let Some(document) = &env_file {
-        refuse_typos(env_file_vars.keys(), &document.place)?;
+        refuse_typos(env_file_vars.keys(), &document.place, true)?;
     }
 
     let config_file = sources.named_file("config", "CONFIG_FILE")?.or_else(|| {

@@ -3,25 +3,47 @@
 use super::ConfigError;
 use super::sources::KEYS;
 
-/// Shorter names are near to too many others.
-const TYPO_LEN_MIN: usize = 8;
+/// Variables of the environment are mostly not ours; shorter ones are near to too many others.
+const ENVIRONMENT_LEN_MIN: usize = 8;
+/// In `.env` nearly every name is meant for us.
+const FILE_LEN_MIN: usize = 4;
+/// Names from this length on may be two letters off.
+const TWO_OFF_LEN_MIN: usize = 7;
 
 /// Stops at a variable that is nearly a setting: it would be ignored without a word.
-pub(super) fn refuse_typos<'a>(names: impl Iterator<Item = &'a String>, place: &str) -> Result<(), ConfigError> {
+pub(super) fn refuse_typos<'a>(
+    names: impl Iterator<Item = &'a String>,
+    place: &str,
+    is_file: bool,
+) -> Result<(), ConfigError> {
     let known: Vec<_> = KEYS.iter().map(|key| key.env.as_str()).chain(["CONFIG_FILE", "ENV_FILE"]).collect();
-    for name in names {
-        // A name that differs by more than two letters in length cannot be near; this also bounds the work.
-        let candidates =
-            known.iter().copied().filter(|known| known.len() >= TYPO_LEN_MIN && known.len().abs_diff(name.len()) <= 2);
-        if name.len() < TYPO_LEN_MIN || known.contains(&name.as_str()) {
-            continue;
-        }
-        if let Some((nearest, 1..=2)) = nearest(name, candidates) {
-            let (variable, nearest) = (name.clone(), nearest.to_owned());
-            return Err(ConfigError::Typo { variable, place: place.to_owned(), nearest });
-        }
+    let len_min = if is_file { FILE_LEN_MIN } else { ENVIRONMENT_LEN_MIN };
+    for name in names.filter(|name| !known.contains(&name.as_str())) {
+        let Some(meant) = meant(name, &known, len_min) else { continue };
+        let (variable, nearest) = (name.clone(), meant.to_owned());
+        return Err(ConfigError::Typo { variable, place: place.to_owned(), nearest });
     }
     Ok(())
+}
+
+/// The setting that `name` was probably meant for.
+fn meant<'a>(name: &str, known: &[&'a str], len_min: usize) -> Option<&'a str> {
+    let bare = name.strip_prefix("CHATSTORE_").unwrap_or(name);
+    let whole = known.iter().copied().find(|known| bare != name && *known == bare);
+    let unit =
+        |known: &&str| known.strip_prefix(name).is_some_and(|rest| rest == "_MS" || rest == "_MAX" || rest == "_MIN");
+    if let Some(setting) = whole.or_else(|| known.iter().copied().find(unit)) {
+        return Some(setting);
+    }
+    if name.len() < len_min {
+        return None;
+    }
+    // A name that differs by more than two letters in length cannot be near; this also bounds the work.
+    let near =
+        known.iter().copied().filter(|known| known.len().abs_diff(name.len()) <= 2 && known.len() + 1 >= len_min);
+    let (nearest, far) = nearest(name, near)?;
+    let far_max = if nearest.len() >= TWO_OFF_LEN_MIN && name.len() >= TWO_OFF_LEN_MIN { 2 } else { 1 };
+    (1..=far_max).contains(&far).then_some(nearest)
 }
 
 /// The known name with the least distance, and that distance.

@@ -149,7 +149,8 @@ async fn a_request_that_takes_too_long_is_a_503(app: TestApp) {
     for operation in guarded() {
         let reply = call(&broken.admin(), operation).await;
         reply.expect_problem(503, "request_timeout");
-        assert!(reply.header("retry-after").is_some());
+        // It may have happened: no machine is told to repeat it.
+        assert!(reply.header("retry-after").is_none());
     }
     broken.anon().get("/readyz").await.expect_problem(503, "request_timeout");
     broken.anon().get("/livez").await.expect(200);

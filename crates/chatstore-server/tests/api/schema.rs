@@ -25,10 +25,14 @@ pub(crate) fn check_documented(operation: &str, reply: &Reply) {
     let content = &documented["content"];
     let media_type = reply.header("content-type").unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default();
-    let Some(json) = content.get("application/json").or_else(|| content.get("application/problem+json")) else {
+    let Some(json) = content.get(essence) else {
+        let nothing = content.as_object().is_none_or(serde_json::Map::is_empty) && reply.bytes.is_empty();
+        assert!(nothing, "`{operation}` does not document {media_type} for {}", reply.status);
         return;
     };
-    assert!(content.get(essence).is_some(), "`{operation}` does not document {media_type} for {}", reply.status);
+    if !essence.ends_with("json") {
+        return;
+    }
     // Numbers beyond a double are kept as text, and a parser of values cannot read them.
     let Ok(body) = serde_json::from_slice(&reply.bytes) else {
         let well_formed: Result<&serde_json::value::RawValue, _> = serde_json::from_slice(&reply.bytes);

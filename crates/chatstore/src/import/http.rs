@@ -13,7 +13,7 @@ use super::lines::{Lines, parse};
 use crate::export::line_head;
 
 /// Bytes of a request: far below what a server takes, so that each is stored within its time.
-const REQUEST_BYTES: usize = 4 << 20;
+const REQUEST_BYTES: usize = 1 << 20;
 
 pub(super) fn import(url: &str, key: &str, mut lines: Lines, report: &mut Report<'_>) -> anyhow::Result<()> {
     let client = Client::new(url, key)?;

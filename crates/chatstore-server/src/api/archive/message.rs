@@ -18,6 +18,7 @@ use crate::openapi::{anything, object, optional_id, optional_time};
 /// A message of a conversation.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["content"]))]
 pub struct ConversationMessage {
     /// Its id, in an export.
     #[schemars(schema_with = "optional_id")]
@@ -35,7 +36,7 @@ pub struct ConversationMessage {
     /// `in_progress`, `completed` (if absent) or `incomplete`.
     pub status: Option<String>,
     /// What people read.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub content: Option<String>,
     /// The structured item.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,7 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::{APPEND_MESSAGES_MAX, KIND_BYTES_MAX, ROLE_BYTES_MAX, TOKEN_COUNT_MAX};
-use chatstore_core::messages::{KIND_MESSAGE, Message, MessagePatch, MessageStatus, NewMessage};
+use chatstore_core::messages::{KIND_MESSAGE, Message, MessagePatch, MessageStatus, NewMessage, payload_text};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::api::{check_external_id, check_id, check_length, check_metadata};
 use crate::app::App;
 use crate::body::{Body, Field, OneOrMany, parse_body};
-use crate::error::{ApiError, Code, FieldError};
-use crate::openapi::{Example, anything, id, object, optional_id, time};
+use crate::error::{ApiError, FieldError};
+use crate::openapi::{Example, anything, id, object, optional_id, optional_object, status, time};
 
 /// One message of a session.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -33,7 +33,8 @@ pub struct MessageResponse {
     role: String,
     /// What it is: `message`, `function_call`, `reasoning` …
     kind: String,
-    /// `in_progress`, `completed` or `incomplete`.
+    /// Whether it is whole.
+    #[schemars(schema_with = "status")]
     status: &'static str,
     /// What people read.
     content: String,
@@ -108,13 +109,15 @@ impl Example for MessageResponse {
 
 /// A message to append.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["content"]))]
 pub struct AppendMessageRequest {
     /// Who speaks; free text, `user` if absent.
     #[serde(default)]
+    #[schemars(with = "String")]
     role: Field<String>,
     /// What people read; may be empty, at most 1 MiB by default.
     #[serde(default)]
-    #[schemars(required)]
+    #[schemars(with = "String")]
     content: Field<String>,
     /// What it is; free text, `message` if absent.
     #[serde(default)]
@@ -124,7 +127,7 @@ pub struct AppendMessageRequest {
     status: Field<String>,
     /// A message of the same session that this one answers or replaces.
     #[serde(default)]
-    #[schemars(schema_with = "id")]
+    #[schemars(schema_with = "optional_id")]
     parent_id: Field<String>,
     /// The structured item behind the content, kept byte for byte.
     #[serde(default)]
@@ -132,7 +135,7 @@ pub struct AppendMessageRequest {
     payload: Field<RawJson>,
     /// A JSON object of at most 16 KiB, kept byte for byte.
     #[serde(default)]
-    #[schemars(schema_with = "object")]
+    #[schemars(schema_with = "optional_object")]
     metadata: Field<RawJson>,
     /// What retrieval gave the model for this message, kept byte for byte.
     #[serde(default)]
@@ -163,7 +166,7 @@ impl AppendMessageRequest {
     ) -> Result<NewMessage, ApiError> {
         let pointer = |field: &str| format!("{at}/{field}");
         let content = self.content.required(&pointer("content"), errors).unwrap_or_default();
-        check_content(&content, app)?;
+        check_content(pointer("content"), content.len(), app)?;
         let role = self.role.not_null(&pointer("role"), errors);
         check_length(&pointer("role"), role.as_deref(), ROLE_BYTES_MAX, errors);
         let kind = self.kind.value();
@@ -256,9 +259,11 @@ impl Example for AppendMessagesResponse {
 pub struct UpdateMessageRequest {
     /// New role.
     #[serde(default)]
+    #[schemars(with = "String")]
     role: Field<String>,
     /// New text. It drops the payload of an ordinary message; other kinds refuse it.
     #[serde(default)]
+    #[schemars(with = "String")]
     content: Field<String>,
     /// New structured item; `content` is derived from it.
     #[serde(default)]
@@ -266,7 +271,7 @@ pub struct UpdateMessageRequest {
     payload: Field<RawJson>,
     /// New metadata, whole; null empties it.
     #[serde(default)]
-    #[schemars(schema_with = "object")]
+    #[schemars(schema_with = "optional_object")]
     metadata: Field<RawJson>,
     /// New context, whole; null removes it.
     #[serde(default)]
@@ -274,9 +279,11 @@ pub struct UpdateMessageRequest {
     context: Field<RawJson>,
     /// `completed` or `incomplete`, for a message in progress.
     #[serde(default)]
+    #[schemars(with = "String")]
     status: Field<String>,
     /// New size in tokens.
     #[serde(default)]
+    #[schemars(with = "i64")]
     token_count: Field<i64>,
 }
 
@@ -309,7 +316,8 @@ impl UpdateMessageRequest {
             },
             token_count: self.token_count.not_null("/token_count", &mut errors),
         };
-        check_content(patch.content.as_deref().unwrap_or_default(), app)?;
+        check_content("/content".to_owned(), patch.content.as_ref().map_or(0, String::len), app)?;
+        check_content("/payload".to_owned(), patch.payload.as_ref().map_or(0, |it| payload_text(it).len()), app)?;
         check_length("/role", patch.role.as_deref(), ROLE_BYTES_MAX, &mut errors);
         check_metadata("/metadata", patch.metadata.as_ref(), &mut errors);
         check_token_count("/token_count", patch.token_count, &mut errors);
@@ -317,13 +325,10 @@ impl UpdateMessageRequest {
     }
 }
 
-fn check_content(content: &str, app: &App) -> Result<(), ApiError> {
+fn check_content(pointer: String, bytes: usize, app: &App) -> Result<(), ApiError> {
     let bytes_max = app.limits.content_bytes_max;
-    if content.len() > bytes_max {
-        return Err(ApiError::new(
-            Code::ContentTooLarge,
-            format!("`content` may have at most {bytes_max} bytes of UTF-8."),
-        ));
+    if bytes > bytes_max {
+        return Err(ApiError::content_too_large(pointer, bytes_max));
     }
     Ok(())
 }
