@@ -737,10 +737,17 @@ mod tests {
             ("API_KEY_FIEL", "API_KEY_FILE"),
             ("CONFIGFILE", "CONFIG_FILE"),
             ("WORKER_THREAD", "WORKER_THREADS"),
+            ("API_KEYY", "API_KEY"),
+            ("CHATSTORE_PORT", "PORT"),
+            ("REQUEST_TIMEOUT", "REQUEST_TIMEOUT_MS"),
         ] {
             let message = message(with_env(variable, "hush"));
             let expected = format!("{variable} (in the environment) is not a setting; did you mean {meant}?");
             assert_eq!(message, expected);
+        }
+        for (variable, meant) in [("PROT", "PORT"), ("HOTS", "HOST"), ("APIKEY", "API_KEY"), ("DEBUGG", "DEBUG")] {
+            let expected = format!("{variable} (in .env) is not a setting; did you mean {meant}?");
+            assert_eq!(message(with_dotenv(&format!("{variable}=1"))), expected);
         }
         let known = "PATH HOME USER SHELL LOGNAME LANG LC_ALL TERM PWD OLDPWD HOSTNAME RUST_LOG RUST_BACKTRACE NO_COLOR TZ \
             APIKEY APP_KEY PORTS HOSTS DEBUGS KUBERNETES_PORT KUBERNETES_SERVICE_HOST DATABASE DATABASE_HOST PGHOST PGPASSWORD \

@@ -19,6 +19,10 @@ api_tests! {
     values_of_the_wrong_form_in_an_import_are_pointed_at
     an_array_is_no_object
     a_body_past_16_mebibytes_is_a_413
+    a_body_of_too_many_pieces_is_a_413_before_it_is_read
+    an_answer_lists_faults_up_to_a_bound
+    a_text_that_an_error_repeats_is_cut
+    what_a_payload_says_is_content_too
     a_problem_repeats_nothing_that_could_be_a_secret
 }
 
@@ -260,4 +264,54 @@ async fn a_problem_repeats_nothing_that_could_be_a_secret(app: TestApp) {
     ] {
         assert!(reply.status >= 400 && !reply.anonymous().contains(secret), "{reply:?}");
     }
+}
+
+async fn a_body_of_too_many_pieces_is_a_413_before_it_is_read(app: TestApp) {
+    let id = app.admin().new_session("n").await;
+    let messages = (Method::POST, format!("{SESSIONS}/{id}/messages"));
+    let import = (Method::POST, "/api/v1/admin/import".to_owned());
+    let many = |n: usize, piece: &str| format!("[{}]", vec![piece; n].join(","));
+    let refused = send(&app.admin(), &messages, many(60_000, "{}")).await;
+    refused.expect_problem(413, "body_too_large");
+    let conversation = format!(r#"[{{"id":"c","messages":{}}}]"#, many(60_000, "{}"));
+    send(&app.admin(), &import, conversation).await.expect_problem(413, "body_too_large");
+    let conversation = format!(r#"[{{"id":"c","messages":{}}}]"#, many(10_001, r#"{"content":"x"}"#));
+    send(&app.admin(), &import, conversation).await.expect_problem(413, "body_too_large");
+    assert_eq!(app.admin().get(&format!("{SESSIONS}/{id}/messages")).await.text(), "[]");
+    // Pieces that are kept as text are not counted, however many.
+    let context = format!(r#"{{"content":"x","context":{{"a":{{"b":{{"c":{}}}}}}}}}"#, many(60_000, "{}"));
+    send(&app.admin(), &messages, context).await.expect(201);
+}
+
+async fn an_answer_lists_faults_up_to_a_bound(app: TestApp) {
+    let id = app.admin().new_session("n").await;
+    let messages = (Method::POST, format!("{SESSIONS}/{id}/messages"));
+    let problem = send(&app.admin(), &messages, format!("[{}]", vec!["{}"; 1_000].join(","))).await;
+    let problem = problem.expect_problem(422, "validation_failed");
+    assert_eq!(problem["errors"].as_array().unwrap().len(), 100);
+    assert!(text(&problem["detail"]).contains("1000"), "{}", problem["detail"]);
+}
+
+async fn a_text_that_an_error_repeats_is_cut(app: TestApp) {
+    let long = "x".repeat(100_000);
+    let route = (Method::POST, SESSIONS.to_owned());
+    for body in [json!({"session_name": "n", "is_favorite": long}), json!({"session_name": "n", &long: "\u{0}"})] {
+        let reply = send(&app.admin(), &route, body.to_string()).await;
+        reply.expect_problem(422, "validation_failed");
+        assert!(reply.bytes.len() < 3_000, "{} bytes", reply.bytes.len());
+    }
+}
+
+async fn what_a_payload_says_is_content_too(app: TestApp) {
+    let id = app.admin().new_session("n").await;
+    let message = text(&app.admin().new_message(&id, "x").await["message_id"]);
+    let long = "x".repeat((1 << 20) + 1);
+    let path = format!("/api/v1/messages/{message}");
+    let reply = app.admin().patch(&path, json!({"payload": {"content": long}})).await;
+    let problem = reply.expect_problem(413, "content_too_large");
+    assert_eq!(problem["errors"][0]["pointer"], "/payload");
+    assert_eq!(app.admin().get(&path).await.expect(200)["content"], "x");
+    let batch = json!([{"content": "ok"}, {"content": long}]);
+    let reply = app.admin().post(&format!("{SESSIONS}/{id}/messages"), batch).await;
+    assert_eq!(reply.expect_problem(413, "content_too_large")["errors"][0]["pointer"], "/1/content");
 }

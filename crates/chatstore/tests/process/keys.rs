@@ -115,3 +115,30 @@ fn wrong_words_are_refused_by_name() {
     }
     assert!(!folder.path().join("nowhere.db").exists());
 }
+
+#[test]
+fn a_stored_key_in_the_environment_keeps_its_own_rights() {
+    let folder = tempfile::tempdir().unwrap();
+    Server::start(folder.path()).stop();
+    let key = create(folder.path(), &["--name", "n", "--scopes", "read"]);
+    let mut server = Server::start_with(folder.path(), &[("API_KEY", &key)]);
+    let mut client = server.client().with_key(&key);
+    client.get("/api/v1/sessions").expect(200);
+    client.post("/api/v1/sessions", &json!({"session_name": "n"})).expect(403);
+    // The whole key names it too, and is not repeated.
+    let revoked = tool(folder.path(), &["keys", "revoke", &key]).ok();
+    assert!(!revoked.err.contains(&key), "{}", revoked.err);
+    eventually("refused", A_SECOND, || (client.get("/api/v1/sessions").status == 401).then_some(()));
+    assert!(server.log().iter().any(|line| line["level"] == "WARN" && line.to_string().contains("API_KEY")));
+    server.stop();
+}
+
+#[test]
+fn a_mistyped_whole_key_is_not_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    Server::start(folder.path()).stop();
+    let mut key = create(folder.path(), &["--name", "n"]);
+    key.push('x');
+    let refusal = tool(folder.path(), &["keys", "revoke", &key]).refusal();
+    assert!(!refusal.contains(&key) && refusal.contains("keys list"), "{refusal}");
+}

@@ -12,8 +12,10 @@ use crate::support::{API_KEY, Client, DATABASE, PATIENCE, Process, Server, event
 fn a_second_server_or_migration_is_told_who_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(folder.path());
+    // On the same port too: that it is taken would say less.
+    let port = server.url.rsplit(':').next().unwrap();
     let mut second = serve(folder.path());
-    second.env("API_KEY", API_KEY);
+    second.env("API_KEY", API_KEY).env("PORT", port);
     let mut second = Process::spawn(second);
     assert_eq!(second.wait(PATIENCE).code(), Some(1));
     let pid = format!("process {}", server.process.pid());

@@ -193,6 +193,6 @@ fn a_port_that_is_taken_is_refused_before_anything_is_made() {
     let mut command = chatstore(two.path());
     command.args(["serve", "--port", port]);
     refused(command, &[port, "PORT", "in use"]);
-    assert!(!two.path().join("data").exists());
+    assert!(!two.path().join(DATABASE).exists());
     server.stop();
 }
