@@ -41,7 +41,8 @@ pub struct Imported {
 pub trait ArchiveStore: Send + Sync {
     /// Stores what is not there yet: the session if it is new, and the messages past its
     /// `last_seq`; what is there stays as it is, so that a second import adds nothing. `Invalid`
-    /// if the messages leave a gap, `Conflict` if an id is taken by something else.
+    /// if the messages leave a gap or go on from another message than the last one here, `Conflict`
+    /// if an id is taken by something else.
     async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError>;
 
     /// Sessions of the scope in the order of their ids, tombstones included, after `after`.

@@ -16,7 +16,7 @@ pub const IMPORT_MESSAGES_MAX: usize = 10_000;
 pub const BODY_CONTAINERS_MAX: usize = 50_000;
 /// Faults that one answer lists.
 pub const FIELD_ERRORS_MAX: usize = 100;
-/// Bytes of all bodies that are being received or handled at once.
+/// Bytes of all bodies that are being received at once.
 pub const BODIES_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a session's name.
 pub const SESSION_NAME_BYTES_MAX: usize = 4_096;

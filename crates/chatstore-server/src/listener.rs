@@ -94,7 +94,7 @@ impl Default for ListenerLimits {
             idle_timeout: Duration::from_secs(75),
             write_stall_timeout: Duration::from_secs(30),
             connections_max: 10_000,
-            drain_timeout: Duration::from_secs(8),
+            drain_timeout: Duration::from_secs(7),
             http2_streams_max: 128,
         }
     }

@@ -85,7 +85,7 @@ pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Resu
     }
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // The writer checkpoints between batches, after its answers are out.
+    // Checkpoints have a thread of their own; a commit never waits for one.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "secure_delete", "fast", |_| Ok(()))?;

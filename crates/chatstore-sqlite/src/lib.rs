@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chatstore_core::clock::Ctx;
 use chatstore_core::page::CursorKey;
 use chatstore_core::store::{Store, StoreError, StoreStats};
 
@@ -72,17 +71,15 @@ impl SqliteOptions {
 pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Readers>,
-    ctx: Ctx,
 }
 
 impl SqliteStore {
-    /// Opens a file that [`migrate`] has brought to this binary's schema. `ctx` dates the erasing
-    /// of deleted sessions.
+    /// Opens a file that [`migrate`] has brought to this binary's schema.
     ///
     /// # Errors
     /// A sentence for the operator: the file is missing, foreign, too new or too old, unreadable
     /// or damaged.
-    pub fn open(options: &SqliteOptions, ctx: Ctx) -> Result<Self, OpenError> {
+    pub fn open(options: &SqliteOptions) -> Result<Self, OpenError> {
         let connection = connection::open_writer(&options.path, options.synchronous)?;
         migrate::require_current(&connection, &options.path)?;
         let readers = Readers::open(&options.path, options.readers)?;
@@ -97,16 +94,11 @@ impl SqliteStore {
         };
         let writer = Writer::start(connection, checkpointer, options.write_queue_max, options.batch_max, shared);
         let writer = writer.map_err(io)?;
-        Ok(Self { writer, readers: Arc::new(readers), ctx })
-    }
-
-    /// The system's clock, unless a test brought another.
-    pub fn ctx(&self) -> &Ctx {
-        &self.ctx
+        Ok(Self { writer, readers: Arc::new(readers) })
     }
 }
 
-/// The directory and file name in which the database stands, made if absent.
+/// Makes the folder in which the database at `path` is to stand, if it is absent.
 ///
 /// # Errors
 /// If the directory cannot be made.
@@ -145,6 +137,8 @@ impl Store for SqliteStore {
 
 #[cfg(test)]
 mod tests {
+    use chatstore_core::clock::Ctx;
+
     use super::*;
 
     /// A connection to a fresh, migrated file that is already unlinked.

@@ -91,8 +91,8 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. Only the one process that has the file to itself tidies it up
-    /// (`exclusive`): it erases, checkpoints, and empties the log at the end.
+    /// Starts the thread. Only the process that holds the lock file brings a `checkpointer`: it
+    /// erases what was deleted, checkpoints, and empties the log at the end.
     pub(crate) fn start(
         mut connection: Connection,
         checkpointer: Option<Checkpointer>,

@@ -12,7 +12,7 @@ async fn open() -> (Arc<dyn Store>, TempDir) {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let path = folder.path().join("chatstore.db");
     migrate(&path, &Ctx::system()).expect("a fresh file can be migrated");
-    let store = SqliteStore::open(&SqliteOptions::new(path), Ctx::system()).expect("the file can be opened");
+    let store = SqliteStore::open(&SqliteOptions::new(path)).expect("the file can be opened");
     (Arc::new(store), folder)
 }
 

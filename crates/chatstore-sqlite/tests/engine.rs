@@ -75,7 +75,7 @@ impl Engine {
 }
 
 fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(&SqliteOptions::new(path), Ctx::system()).expect("the file can be opened")
+    SqliteStore::open(&SqliteOptions::new(path)).expect("the file can be opened")
 }
 
 /// Locks writing, so that what is sent meanwhile queues up.
@@ -155,7 +155,7 @@ async fn a_full_queue_is_busy_and_passes() {
     let mut engine = Engine::new();
     engine.store.close().await;
     let options = SqliteOptions { write_queue_max: 4, ..SqliteOptions::new(&engine.path) };
-    engine.store = SqliteStore::open(&options, Ctx::system()).unwrap();
+    engine.store = SqliteStore::open(&options).unwrap();
     let (session, outsider) = (engine.session().await, engine.outsider());
     lock(&outsider);
     let appends = join_all((0..16).map(|_| engine.say(&session)));
@@ -429,7 +429,7 @@ async fn a_command_beside_a_server_neither_erases_nor_empties_the_log() {
     let session = engine.session().await;
     engine.say(&session).await.unwrap();
     let options = SqliteOptions { exclusive: false, ..SqliteOptions::new(&engine.path) };
-    let beside = SqliteStore::open(&options, Ctx::system()).unwrap();
+    let beside = SqliteStore::open(&options).unwrap();
     let outsider = engine.outsider();
     // With a read open, emptying the log would wait, and hold up the server meanwhile.
     outsider.execute_batch("begin; select count(*) from sessions").unwrap();

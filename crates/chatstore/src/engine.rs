@@ -39,7 +39,7 @@ pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, lock: LockFile) -> anyh
     if config.auto_migrate || !path.exists() {
         chatstore_sqlite::migrate(path, ctx)?;
     }
-    let store = SqliteStore::open(&options(config, path, true), ctx.clone())?;
+    let store = SqliteStore::open(&options(config, path, true))?;
     Ok(OpenStore { store: Arc::new(store), lock: Some(lock), path: path.to_owned() })
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn open_shared(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStor
         let _lock = LockFile::acquire(path, "migrate")?;
         chatstore_sqlite::migrate(path, ctx)?;
     }
-    let store = SqliteStore::open(&options(config, path, false), ctx.clone())?;
+    let store = SqliteStore::open(&options(config, path, false))?;
     Ok(OpenStore { store: Arc::new(store), lock: None, path: path.to_owned() })
 }
 

@@ -40,7 +40,7 @@ impl Engine {
                 let mut options = SqliteOptions::new(path);
                 // Nothing here pulls the plug, and waiting for the disk is most of a test's time.
                 options.synchronous = Synchronous::Normal;
-                Arc::new(SqliteStore::open(&options, ctx.clone()).unwrap())
+                Arc::new(SqliteStore::open(&options).unwrap())
             }
         }
     }
