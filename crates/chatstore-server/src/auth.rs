@@ -11,6 +11,7 @@ use chatstore_core::limits::USER_ID_BYTES_MAX;
 use chatstore_core::store::Scope;
 
 use crate::app::App;
+use crate::body::discard;
 use crate::error::{ApiError, Code};
 
 /// Names the one user a request speaks for.
@@ -49,13 +50,17 @@ pub struct CallerProject(pub ProjectId);
 pub async fn guard(app: App, permission: Permission, mut request: Request, next: Next) -> Response {
     let caller = match authenticate(&app, request.headers()).await {
         Ok(caller) => caller,
-        Err(error) => return error.into_response(),
+        Err(error) => {
+            discard(request).await;
+            return error.into_response();
+        }
     };
     let project = CallerProject(caller.scope.project_id);
     let mut response = if caller.scopes.contains(permission) {
         request.extensions_mut().insert(caller);
         next.run(request).await
     } else {
+        discard(request).await;
         insufficient_scope(permission).into_response()
     };
     response.extensions_mut().insert(project);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header;
+use bytes::Bytes;
 use chatstore_core::json::{escape_pointer, find_unstorable, upper_containers};
 use chatstore_core::limits::{BODIES_BYTES_MAX, BODY_CONTAINERS_MAX};
 use http_body_util::BodyExt as _;
@@ -17,6 +18,9 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::error::{ApiError, Code, FieldError};
 
+/// What is read of a body that nobody wants, and for how long.
+const DISCARD_BYTES_MAX: usize = 32 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A slow body gets this long before its rate counts.
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
@@ -75,6 +79,7 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
     let declared =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limits.body_bytes_max as u64) {
+        discard(request).await;
         return Err(too_large());
     }
     let mut body = request.into_body();
@@ -102,6 +107,27 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
             }
         }
     }
+}
+
+/// Reads and drops the body of a request that is refused unread: a client that is still sending
+/// would find the connection broken instead of the answer. One that asked first (`Expect`) is told
+/// at once.
+pub(crate) async fn discard(request: Request) {
+    if request.headers().contains_key(header::EXPECT) {
+        return;
+    }
+    let mut body = request.into_body();
+    let mut bytes = 0;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // A client slower than this has its answer on a broken connection.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
 }
 
 /// A body's share of the memory that all bodies may take.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::body::{Body, read_body, require_few_pieces};
+use crate::body::{Body, discard, read_body, require_few_pieces};
 use crate::error::{ApiError, Code};
 use crate::openapi::{Describe, Example, Operation};
 use crate::query::Pairs;
@@ -23,7 +23,10 @@ impl<T: Body> FromRequest<App> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        require_json(request.headers())?;
+        if let Err(error) = require_json(request.headers()) {
+            discard(request).await;
+            return Err(error);
+        }
         let bytes = read_body(request, app).await?;
         require_few_pieces(&bytes)?;
         T::read(&bytes).map(Self)

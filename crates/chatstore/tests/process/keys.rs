@@ -142,3 +142,18 @@ fn a_mistyped_whole_key_is_not_repeated() {
     let refusal = tool(folder.path(), &["keys", "revoke", &key]).refusal();
     assert!(!refusal.contains(&key) && refusal.contains("keys list"), "{refusal}");
 }
+
+#[test]
+fn a_large_body_that_is_refused_unread_still_gets_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(folder.path());
+    let large = format!("{{\"session_name\":\"{}\"}}", "x".repeat(6 << 20));
+    for _ in 0..5 {
+        let answer = server.client().with_key("a-key-that-is-none").try_send("POST", "/api/v1/sessions", Some(&large));
+        assert_eq!(answer.unwrap().status, 401);
+        let larger = format!("{large}{}", " ".repeat(12 << 20));
+        let answer = server.client().try_send("POST", "/api/v1/sessions", Some(&larger));
+        assert_eq!(answer.unwrap().status, 413);
+    }
+    server.stop();
+}
