@@ -1,7 +1,7 @@
 //! The accept loop: sockets, connections, and the limits on them.
 //!
 //! `axum::serve` has no connection cap and no timeouts, so this module drives hyper itself. Each
-//! connection keeps a few atomic counters ([`ConnState`]), written by the I/O and body wrappers
+//! connection keeps a few atomic counters (`ConnState`), written by the I/O and body wrappers
 //! as things happen and read by a coarse ticker that closes the connection when a limit of
 //! [`ListenerLimits`] is passed. hyper's own header timer is left off: it also runs while a
 //! keep-alive connection is idle, and does not cover the first bytes at all.
