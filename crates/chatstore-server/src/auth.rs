@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use chatstore_core::api_keys::{ApiKey, KeyDigest, KeyScopes, Permission, PresentedKey};
@@ -69,7 +69,7 @@ pub async fn guard(app: App, permission: Permission, mut request: Request, next:
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let presented = presented_key(headers)?;
-    let mut caller = identify(app, &presented).await?;
+    let mut caller = identify(app, presented).await?;
     if let Some(user_id) = named_user(headers)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
@@ -77,24 +77,20 @@ async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError
 }
 
 /// The key as sent: exactly one, in either header.
-fn presented_key(headers: &HeaderMap) -> Result<String, ApiError> {
+fn presented_key(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut keys = headers.get_all(API_KEY_HEADER).iter();
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
     let (key, bearer) = (keys.next(), bearers.next());
     if keys.next().is_some() || bearers.next().is_some() {
         return Err(invalid_api_key());
     }
-    let token = |value: &'_ axum::http::HeaderValue| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
-    };
     let bearer = match (key, bearer) {
         // Beside an `X-API-Key`, another scheme is that of a proxy in between.
-        (Some(_), Some(value)) => token(value),
-        (None, Some(value)) => Some(token(value).unwrap_or_default()),
+        (Some(_), Some(value)) => bearer_token(value),
+        (None, Some(value)) => Some(bearer_token(value).unwrap_or_default()),
         (_, None) => None,
     };
-    match (key.map(|value| value.to_str().unwrap_or_default().to_owned()), bearer) {
+    match (key.map(|value| value.to_str().unwrap_or_default()), bearer) {
         (Some(key), Some(bearer)) if key != bearer => Err(invalid_api_key()),
         (Some(key), _) | (None, Some(key)) => Ok(key),
         (None, None) => Err(ApiError::new(
@@ -102,6 +98,11 @@ fn presented_key(headers: &HeaderMap) -> Result<String, ApiError> {
             "Send an API key in the header `X-API-Key`, or as `Authorization: Bearer <key>`.",
         )),
     }
+}
+
+fn bearer_token(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Whose key it is. `API_KEY` always works; a stored key is looked up only if its checksum is right.

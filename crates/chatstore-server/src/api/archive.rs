@@ -115,7 +115,7 @@ async fn import_session(
     let mut pauses = BUSY_PAUSES;
     let imported = loop {
         let (store, context) = (app.store.as_ref(), (&app.ctx, &caller.scope));
-        let attempt = import_conversation(store, context, kept, app.limits.content_bytes_max, conversation.clone());
+        let attempt = import_conversation(store, context, kept, app.limits.content_bytes_max, &conversation);
         match attempt.await {
             Err(ImportError::Store(StoreError::Busy)) if pauses > 0 => {
                 pauses -= 1;
@@ -164,18 +164,17 @@ pub async fn import_conversation(
     (ctx, scope): (&Ctx, &Scope),
     kept: KeptIds,
     content_bytes_max: usize,
-    conversation: Conversation,
+    conversation: &Conversation,
 ) -> Result<Imported, ImportError> {
-    let again = conversation.session_id.is_some().then(|| conversation.clone());
-    let archived = |conversation: Conversation, kept| {
-        let archived = conversation.into_archived(ctx, scope, kept, content_bytes_max);
+    let archived = |kept| {
+        let archived = conversation.clone().into_archived(ctx, scope, kept, content_bytes_max);
         archived.map_err(|errors| ImportError::Refused(explain(&errors)))
     };
-    let imported = match (store.import_session(scope, archived(conversation, kept)?).await, again) {
-        (Err(StoreError::Conflict { field: "session_id" | "message_id" }), Some(again)) => {
-            store.import_session(scope, archived(again, KeptIds::NONE)?).await
+    let imported = match store.import_session(scope, archived(kept)?).await {
+        Err(StoreError::Conflict { field: "session_id" | "message_id" }) if conversation.session_id.is_some() => {
+            store.import_session(scope, archived(KeptIds::NONE)?).await
         }
-        (imported, _) => imported,
+        imported => imported,
     };
     imported.map_err(|error| match error {
         StoreError::Conflict { field } => {

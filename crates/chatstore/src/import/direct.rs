@@ -200,7 +200,7 @@ async fn store_patiently(
 ) -> Result<Imported, ImportError> {
     let (mut pause, mut waited) = (Duration::from_millis(10), Duration::ZERO);
     loop {
-        let attempt = import_conversation(store, context, KeptIds::ALL, content_bytes_max, conversation.clone());
+        let attempt = import_conversation(store, context, KeptIds::ALL, content_bytes_max, &conversation);
         match attempt.await {
             Err(ImportError::Store(StoreError::Busy)) if waited < BUSY_TIMEOUT => {
                 tokio::time::sleep(pause).await;
