@@ -1,0 +1,285 @@
+//! Whole conversations into and out of PostgreSQL.
+
+use async_trait::async_trait;
+use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
+use chatstore_core::ids::SessionId;
+use chatstore_core::json::RawJson;
+use chatstore_core::messages::Message;
+use chatstore_core::sessions::{Session, SessionSort};
+use chatstore_core::store::{Scope, StoreError};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::PostgresStore;
+use crate::columns::{bucket_value, time_column_opt};
+use crate::messages::insert::insert_messages;
+use crate::messages::{message_columns, message_row, plus_tokens};
+use crate::params::params;
+use crate::pool::{Db, Failure};
+use crate::sessions::{insert_session_if_free, session_columns, session_row};
+use crate::AppendForm;
+
+const LOCK_BY_SESSION_ID: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s where s.bucket = $1 and s.session_id = $2 for no key update"
+);
+const LOCK_BY_EXTERNAL_ID: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s
+    where s.bucket = $1 and s.project_id = $2 and s.external_id = $3 and coalesce(s.user_id, '') = coalesce($4::text, '')
+        and s.deleted_at is null
+    for no key update"
+);
+const UPDATE_SESSION_IMPORTED: &str = "update sessions
+    set last_seq = $3, message_count = $4, token_count = $5, updated_at = $6, last_message_at = $7, updated_hour = $8,
+        active_hour = $9
+    where bucket = $1 and session_id = $2";
+const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages
+    where bucket = $1 and session_id = $2 and seq = $3";
+const EXPORT_SESSIONS: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s
+    where s.project_id = $1 and ($2::text is null or s.user_id = $2) and s.session_id > $3
+    order by s.session_id limit $4"
+);
+const EXPORT_MESSAGES: &str = concat!(
+    "select ",
+    message_columns!(),
+    ", s.deleted_at from sessions s join messages m on m.bucket = s.bucket and m.session_id = s.session_id
+    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ($4::text is null or s.user_id = $4)
+        and m.seq > $5 and m.seq <= $6
+    order by m.seq limit $7"
+);
+
+#[cfg(test)]
+pub(crate) const STATEMENTS: &[&str] = &[
+    LOCK_BY_SESSION_ID,
+    LOCK_BY_EXTERNAL_ID,
+    UPDATE_SESSION_IMPORTED,
+    SELECT_SEAM,
+    EXPORT_SESSIONS,
+    EXPORT_MESSAGES,
+];
+
+#[async_trait]
+impl ArchiveStore for PostgresStore {
+    async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
+        let form = self.append_form;
+        self.pool
+            .write((scope.clone(), archived), move |db, input| async move {
+                import(&db, form, &input.0, &input.1).await
+            })
+            .await
+    }
+
+    async fn export_sessions(
+        &self,
+        scope: &Scope,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, StoreError> {
+        let after = after.map_or(Uuid::nil(), SessionId::uuid);
+        self.pool
+            .read((scope, after, limit), async |db, input| {
+                let (scope, after, limit) = *input;
+                let params = params![scope.project_id.uuid(), scope.user_id.as_deref(), after, i64::from(limit)];
+                db.query(EXPORT_SESSIONS, params).await?.iter().map(session_row).collect()
+            })
+            .await
+    }
+
+    async fn export_messages(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        after_seq: i64,
+        last_seq: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>, StoreError> {
+        self.pool
+            .read((scope, session_id, after_seq, last_seq, limit), async |db, input| {
+                let (scope, session_id, after_seq, last_seq, limit) = *input;
+                let params = params![
+                    bucket_value(session_id.bucket()),
+                    session_id.uuid(),
+                    scope.project_id.uuid(),
+                    scope.user_id.as_deref(),
+                    after_seq,
+                    last_seq,
+                    i64::from(limit),
+                ];
+                let rows = db.query(EXPORT_MESSAGES, params).await?;
+                rows.iter().map(|row| exported_message_row(row, session_id, scope)).collect()
+            })
+            .await
+    }
+}
+
+/// A message of a deleted session counts as deleted, also before it is erased.
+fn exported_message_row(row: &Row, session_id: SessionId, scope: &Scope) -> Result<Message, Failure> {
+    let mut message = message_row(row, session_id, scope.project_id)?;
+    let session_deleted_at = time_column_opt(row, 16)?;
+    if message.deleted_at.is_none() {
+        message.deleted_at = session_deleted_at;
+    }
+    blank_if_deleted(&mut message);
+    Ok(message)
+}
+
+/// A tombstone says nothing.
+fn blank_if_deleted(message: &mut Message) {
+    if message.deleted_at.is_some() {
+        message.content = String::new();
+        message.payload = None;
+        message.metadata = RawJson::empty_object();
+        message.context = None;
+    }
+}
+
+async fn import(
+    db: &Db,
+    form: AppendForm,
+    scope: &Scope,
+    archived: &ArchivedSession,
+) -> Result<Imported, Failure> {
+    let ArchivedSession { identity, session, messages } = archived;
+    if scope.user_id.is_some() && session.user_id != scope.user_id {
+        let detail = "is another than the caller speaks for".to_owned();
+        return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail }.into());
+    }
+    let (mut stored, is_new) = find_or_insert(db, scope, *identity, session).await?;
+    let continues = messages.iter().any(|message| message.seq > stored.last_seq);
+    if let Some(seam) = messages.iter().find(|message| message.seq == stored.last_seq)
+        && continues
+    {
+        require_same(db, &stored, seam).await?;
+    }
+    let mut fresh = Vec::new();
+    for message in messages {
+        if message.seq <= stored.last_seq {
+            continue;
+        }
+        if message.seq != stored.last_seq + 1 {
+            let detail = format!("leaves a gap: the next message of this session has seq {}", stored.last_seq + 1);
+            return Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into());
+        }
+        let mut message = message.clone();
+        message.session_id = stored.session_id;
+        // Nothing comes back into a deleted session: its erasing is over.
+        message.deleted_at = message.deleted_at.or(stored.deleted_at);
+        blank_if_deleted(&mut message);
+        count(&mut stored, &message, is_new);
+        fresh.push(message);
+    }
+    insert_messages(db, form, stored.session_id, &fresh).await?;
+    if !fresh.is_empty() {
+        save_counters(db, &stored).await?;
+    }
+    Ok(Imported { session: is_new, messages: fresh.len() as u64 })
+}
+
+/// The session as it stands here, locked, and whether it is new.
+async fn find_or_insert(
+    db: &Db,
+    scope: &Scope,
+    identity: ArchiveIdentity,
+    session: &Session,
+) -> Result<(Session, bool), Failure> {
+    if let Some(found) = find(db, scope, identity, session).await? {
+        return Ok((found, false));
+    }
+    let mut fresh = session.clone();
+    fresh.project_id = scope.project_id;
+    if fresh.deleted_at.is_some() {
+        fresh.session_name = String::new();
+        fresh.metadata = RawJson::empty_object();
+    }
+    (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
+    if insert_session_if_free(db, &fresh).await? {
+        return Ok((fresh, true));
+    }
+    // It came in meanwhile, from elsewhere; or another session has its external id.
+    match find(db, scope, identity, session).await? {
+        Some(found) => Ok((found, false)),
+        None => Err(StoreError::Conflict { field: "external_id" }.into()),
+    }
+}
+
+/// Refuses to continue a session whose last message is not the one that stands there in the
+/// archive: it was continued here, and what follows in the archive would be lost or misplaced.
+async fn require_same(db: &Db, session: &Session, seam: &Message) -> Result<(), Failure> {
+    let params = params![bucket_value(session.session_id.bucket()), session.session_id.uuid(), seam.seq];
+    let row = db.query_opt(SELECT_SEAM, params).await?;
+    let row = row.ok_or_else(|| StoreError::internal("the last message of a session is missing"))?;
+    let untouched = row.try_get::<_, i64>(2)? == 1 && row.try_get::<_, Option<i64>>(3)?.is_none();
+    let same = row.try_get::<_, &str>(0)? == seam.role && row.try_get::<_, &str>(1)? == seam.content;
+    if same || !untouched {
+        return Ok(());
+    }
+    let detail = format!("go on from another message {} than the one that stands here", seam.seq);
+    Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into())
+}
+
+/// Moves the counters; a new session keeps the times it came with.
+fn count(session: &mut Session, message: &Message, is_new: bool) {
+    session.last_seq = message.seq;
+    if message.deleted_at.is_none() {
+        session.message_count += 1;
+        session.token_count = plus_tokens(session.token_count, message.token_count);
+    } else {
+        // As after a deletion: a count was given, and nothing of it is left.
+        session.token_count = plus_tokens(session.token_count, message.token_count.map(|_| 0));
+    }
+    if !is_new {
+        session.updated_at = session.updated_at.max(message.updated_at);
+        session.last_message_at = session.last_message_at.max(Some(message.created_at));
+    }
+}
+
+async fn save_counters(db: &Db, session: &Session) -> Result<(), Failure> {
+    let params = params![
+        bucket_value(session.session_id.bucket()),
+        session.session_id.uuid(),
+        session.last_seq,
+        session.message_count,
+        session.token_count,
+        session.updated_at.as_micros(),
+        session.last_message_at.map(|at| at.as_micros()),
+        session.updated_at.hour(),
+        session.sorted_by(SessionSort::LastMessageAt).hour(),
+    ];
+    db.execute(UPDATE_SESSION_IMPORTED, params).await?;
+    Ok(())
+}
+
+async fn find(
+    db: &Db,
+    scope: &Scope,
+    identity: ArchiveIdentity,
+    session: &Session,
+) -> Result<Option<Session>, Failure> {
+    // Its own id first: it also finds the tombstone of a session that was deleted since.
+    let own = params![bucket_value(session.session_id.bucket()), session.session_id.uuid()];
+    let row = match (db.query_opt(LOCK_BY_SESSION_ID, own).await?, identity) {
+        (None, ArchiveIdentity::ExternalId) => {
+            let home = scope.bucket(session.user_id.as_deref(), session.external_id.as_deref(), [0; 2]);
+            let params = params![
+                bucket_value(home),
+                scope.project_id.uuid(),
+                session.external_id.as_deref(),
+                session.user_id.as_deref()
+            ];
+            db.query_opt(LOCK_BY_EXTERNAL_ID, params).await?
+        }
+        (row, _) => row,
+    };
+    match row.as_ref().map(session_row).transpose()? {
+        Some(found) if found.project_id != scope.project_id || found.user_id != session.user_id => {
+            Err(StoreError::Conflict { field: "session_id" }.into())
+        }
+        found => Ok(found),
+    }
+}

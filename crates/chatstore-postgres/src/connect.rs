@@ -1,0 +1,179 @@
+//! Where the database is: the URL as libpq reads it, and single connections to what it names.
+
+pub(crate) mod server;
+
+use std::fmt;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::error::{OpenError, not_in_time, open_error};
+use crate::sqlstate::described;
+use crate::tls::TlsOptions;
+
+/// What holds unless the URL says otherwise: a server that is gone without a word is noticed
+/// within a minute, and within seconds while something is sent to it.
+const DEFAULTS: &str =
+    "application_name=chatstore&keepalives_idle=30&keepalives_interval=10&keepalives_retries=3&tcp_user_timeout=10";
+
+/// The port where none is named.
+const PORT: u16 = 5432;
+
+/// A database, and how it is reached.
+#[derive(Clone)]
+pub(crate) struct Target {
+    config: Config,
+    tls: MakeRustlsConnect,
+    shown: String,
+}
+
+/// The password stays inside.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.shown).finish()
+    }
+}
+
+impl Target {
+    /// Reads `postgres://USER:PASSWORD@HOST:PORT/NAME?OPTION=VALUE&…`.
+    ///
+    /// # Errors
+    /// A sentence without the URL, for that may hold a password.
+    pub(crate) fn parse(url: &str) -> Result<Self, OpenError> {
+        let (place, query) = split(url)?;
+        let options = Options::parse(query)?;
+        let mut config: Config = format!("{place}?{DEFAULTS}{}", options.others)
+            .parse()
+            .map_err(|error| OpenError::new(format!("the database URL cannot be read: {}", described(&error))))?;
+        if let Some(timeout) = options.tcp_user_timeout {
+            config.tcp_user_timeout(timeout);
+        }
+        let nowhere = |host: &Host| matches!(host, Host::Tcp(name) if name.is_empty());
+        if config.get_hosts().iter().any(nowhere)
+            || (config.get_hosts().is_empty() && config.get_hostaddrs().is_empty())
+        {
+            return Err(OpenError::new("the database URL names no host; write postgres://USER:PASSWORD@HOST/NAME"));
+        }
+        let Some(user) = config.get_user().filter(|user| !user.is_empty()).map(str::to_owned) else {
+            return Err(OpenError::new("the database URL names no user; write postgres://USER:PASSWORD@HOST/NAME"));
+        };
+        if config.get_dbname().is_none() {
+            config.dbname(user);
+        }
+        let by_socket = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+        // Servers offer no TLS on a socket, and libpq asks for none there.
+        config.ssl_mode(if by_socket && config.get_hostaddrs().is_empty() {
+            SslMode::Disable
+        } else {
+            options.tls.ssl_mode()
+        });
+        Ok(Self { tls: options.tls.connector()?, shown: shown(&config), config })
+    }
+
+    /// The settings of a connection.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What secures a connection.
+    pub(crate) fn tls(&self) -> MakeRustlsConnect {
+        self.tls.clone()
+    }
+
+    /// The name for logs and sentences: `postgres://HOST:PORT/NAME`, without user or password.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Opens one connection, driven by a task of its own until the client is dropped.
+    ///
+    /// # Errors
+    /// A sentence for the operator, within `timeout`.
+    pub(crate) async fn connect(&self, timeout: Duration) -> Result<Client, OpenError> {
+        let mut config = self.config.clone();
+        if config.get_connect_timeout().is_none() {
+            // A host that is silent leaves time for the next one.
+            let addresses = config.get_hosts().len().max(config.get_hostaddrs().len()) + 1;
+            config.connect_timeout(timeout / u32::try_from(addresses).unwrap_or(u32::MAX));
+        }
+        let opened = tokio::time::timeout(timeout, config.connect(self.tls())).await;
+        let (client, connection) = opened
+            .map_err(|_| OpenError::new(not_in_time(&self.shown)))?
+            .map_err(|error| open_error(&self.shown, &error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = described(&error), "a connection to the database ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+/// The URL up to its options, and these.
+fn split(url: &str) -> Result<(&str, &str), OpenError> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    let rest = rest.ok_or_else(|| OpenError::new("the database URL must begin with postgres:// or postgresql://"))?;
+    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+    // Else a part of the password would be read as a host, and be shown.
+    if rest.matches('@').count() != authority.matches('@').take(1).count() {
+        return Err(OpenError::new(
+            "the database URL cannot be read: in user, password and options write @ as %40, / as %2F and ? as %3F",
+        ));
+    }
+    Ok(url.split_once('?').unwrap_or((url, "")))
+}
+
+/// The options of a URL, apart from those that the driver reads itself.
+#[derive(Default)]
+struct Options {
+    tls: TlsOptions,
+    tcp_user_timeout: Option<Duration>,
+    /// What the driver reads, each preceded by `&`.
+    others: String,
+}
+
+impl Options {
+    fn parse(query: &str) -> Result<Self, OpenError> {
+        let mut options = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let unreadable = || OpenError::new("the database URL has an option that is not of the form NAME=VALUE");
+            let (key, written) = pair.split_once('=').ok_or_else(unreadable)?;
+            let key = percent_decode_str(key).decode_utf8().map_err(|_| unreadable())?;
+            let value = percent_decode_str(written).decode_utf8();
+            match (key.as_ref(), value.as_deref()) {
+                (key, Ok(value)) if options.tls.take(key, value)? => {}
+                // libpq counts milliseconds, the driver seconds.
+                ("tcp_user_timeout", Ok(value)) => {
+                    let ms = value.parse().map_err(|_| {
+                        OpenError::new("tcp_user_timeout in the database URL must be a number of milliseconds")
+                    })?;
+                    options.tcp_user_timeout = Some(Duration::from_millis(ms));
+                }
+                ("keepalives_count", _) => options.others.push_str(&format!("&keepalives_retries={written}")),
+                _ => options.others.push_str(&format!("&{pair}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn shown(config: &Config) -> String {
+    let port = |at: usize| config.get_ports().get(at).or(config.get_ports().first()).copied().unwrap_or(PORT);
+    let mut hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .map(|host| match host {
+            Host::Tcp(name) if name.contains(':') => format!("[{name}]"),
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(folder) => folder.display().to_string(),
+        })
+        .collect();
+    if hosts.is_empty() {
+        hosts.extend(config.get_hostaddrs().iter().map(ToString::to_string));
+    }
+    let places: Vec<String> = hosts.iter().enumerate().map(|(at, host)| format!("{host}:{}", port(at))).collect();
+    format!("postgres://{}/{}", places.join(","), config.get_dbname().unwrap_or_default())
+}

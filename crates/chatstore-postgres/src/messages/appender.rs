@@ -1,0 +1,325 @@
+//! Appends that share commits: what has queued while the last batches ran goes in the next one.
+//!
+//! A lane takes a batch, writes it and answers; it ends when nothing is left to take, so an idle
+//! store has none, and the first append waits for nobody. A session is in one lane at a time, so
+//! lanes never wait for each other. A batch that fails is taken apart: each of its appends runs
+//! alone, and one whose commit was not answered is first looked for by its messages' ids.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::SessionId;
+use chatstore_core::messages::{Message, NewMessage};
+use chatstore_core::store::{Scope, StoreError, StoreStats};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::append::{Append, Group, append_alone, append_batch};
+use crate::pool::{Failure, Pool, Undone, too_slow, transact};
+use crate::sqlstate::is_lost;
+use crate::{AppendForm, PostgresOptions};
+
+/// Bytes of appends that may wait; more are refused as busy, so that memory stays bounded.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of appends that may share one statement.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Batches in flight: while one commits, the next is made.
+const LANES: usize = 2;
+
+type Answer = Result<Vec<Message>, StoreError>;
+
+/// An append and its caller.
+struct Job {
+    append: Append,
+    bytes: usize,
+    deadline: Instant,
+    reply: oneshot::Sender<Answer>,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    bytes: usize,
+    /// Sessions that a lane has.
+    taken: HashSet<SessionId>,
+    lanes: usize,
+    is_closed: bool,
+}
+
+/// The queue and its lanes.
+pub(crate) struct Appender {
+    pool: Arc<Pool>,
+    form: AppendForm,
+    batch_max: usize,
+    queue_max: usize,
+    lanes_max: usize,
+    queue: Mutex<Queue>,
+    idle: Notify,
+    commits: AtomicU64,
+    appends: AtomicU64,
+}
+
+impl Appender {
+    pub(crate) fn new(pool: Arc<Pool>, options: &PostgresOptions) -> Self {
+        let (batch_max, lanes_max) = match options.append_form {
+            AppendForm::Batched => (options.append_batch_max.max(1), LANES),
+            AppendForm::PerSession => (1, (options.connections_max / 2).max(LANES)),
+        };
+        Self {
+            pool,
+            form: options.append_form,
+            batch_max,
+            queue_max: options.append_queue_max.max(1),
+            lanes_max,
+            queue: Mutex::default(),
+            idle: Notify::new(),
+            commits: AtomicU64::new(0),
+            appends: AtomicU64::new(0),
+        }
+    }
+
+    /// Appends and waits for the commit; it goes on when the caller goes away.
+    pub(crate) async fn append(
+        self: &Arc<Self>,
+        scope: Scope,
+        session_id: SessionId,
+        messages: Vec<NewMessage>,
+        now: Timestamp,
+    ) -> Answer {
+        let deadline = self.pool.deadline();
+        let (reply, answer) = oneshot::channel();
+        let bytes = messages.iter().map(NewMessage::bytes).sum();
+        let append = Append { scope, session_id, messages, now };
+        self.enqueue(Job { append, bytes, deadline, reply })?;
+        match timeout_at(deadline, answer).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(StoreError::internal("an append panicked"))),
+            Err(_) => Err(too_slow()),
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, job: Job) -> Result<(), StoreError> {
+        let mut queue = self.queue();
+        if queue.is_closed {
+            return Err(StoreError::Unavailable { reason: "the store is closed".to_owned() });
+        }
+        let too_much = queue.bytes > 0 && queue.bytes + job.bytes > QUEUE_BYTES_MAX;
+        if queue.jobs.len() >= self.queue_max || too_much {
+            return Err(StoreError::Busy);
+        }
+        queue.bytes += job.bytes;
+        queue.jobs.push_back(job);
+        self.start_lane(&mut queue);
+        Ok(())
+    }
+
+    /// Starts a lane if one more may run and has something to take.
+    fn start_lane(self: &Arc<Self>, queue: &mut Queue) {
+        if queue.lanes < self.lanes_max
+            && let Some(batch) = self.take(queue)
+        {
+            queue.lanes += 1;
+            tokio::spawn(self.clone().run_lane(batch));
+        }
+    }
+
+    async fn run_lane(self: Arc<Self>, first: Batch) {
+        let mut next = Some(first);
+        while let Some(batch) = next {
+            // A task of its own: should it panic, its callers hear of it and the lane goes on.
+            let sessions = batch.sessions();
+            let (appender, run) = (self.clone(), batch);
+            let ran = tokio::spawn(async move { appender.run_batch(run).await }).await;
+            if ran.is_err() {
+                tracing::error!("a batch of appends panicked");
+            }
+            let mut queue = self.queue();
+            for session_id in sessions {
+                queue.taken.remove(&session_id);
+            }
+            next = self.take(&mut queue);
+            match next {
+                Some(_) => self.start_lane(&mut queue),
+                // Under the same lock, so that no append comes between and finds a lane that ends.
+                None => {
+                    queue.lanes -= 1;
+                    self.idle.notify_waiters();
+                }
+            }
+        }
+    }
+
+    /// Takes what can share a statement, in order: a session that another lane has waits, and so
+    /// does an append that another scope or a repeated id keeps out of its session's group.
+    fn take(&self, queue: &mut Queue) -> Option<Batch> {
+        let mut batch = Batch::default();
+        let mut passed = VecDeque::new();
+        let mut waiting = HashSet::new();
+        let mut bytes = 0;
+        while batch.count < self.batch_max && bytes < BATCH_BYTES_MAX {
+            let Some(job) = queue.jobs.pop_front() else { break };
+            let session_id = job.append.session_id;
+            let waits = queue.taken.contains(&session_id) || waiting.contains(&session_id);
+            if waits || !batch.fits(&job.append) {
+                waiting.insert(session_id);
+                passed.push_back(job);
+                continue;
+            }
+            bytes += job.bytes;
+            batch.push(job);
+        }
+        passed.append(&mut queue.jobs);
+        queue.jobs = passed;
+        queue.bytes -= bytes;
+        queue.taken.extend(batch.groups.keys());
+        (batch.count > 0).then_some(batch)
+    }
+
+    async fn run_batch(&self, batch: Batch) {
+        let mut groups: Vec<_> = batch.groups.into_values().collect();
+        groups.sort_by_key(|group| group[0].append.session_id);
+        let rest = match self.form {
+            AppendForm::Batched => self.store(groups).await,
+            AppendForm::PerSession => Ok((groups.into_iter().flatten().collect(), false)),
+        };
+        let (jobs, uncertain) = match rest {
+            Ok(rest) => rest,
+            Err((jobs, error)) => {
+                for job in jobs {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        for job in jobs {
+            let answer = self.store_alone(&job, uncertain).await;
+            let _ = job.reply.send(answer);
+        }
+    }
+
+    /// Writes the groups in one statement and answers those that it stored. Gives back the jobs
+    /// that must run alone, with whether they may have been stored all the same; or those that
+    /// cannot run now.
+    async fn store(&self, groups: Vec<Vec<Job>>) -> Result<(Vec<Job>, bool), (Vec<Job>, StoreError)> {
+        let deadline = self.pool.deadline();
+        let mut lease = match self.pool.lease(deadline).await {
+            Ok(lease) => lease,
+            Err(error) => return Err((groups.into_iter().flatten().collect(), error)),
+        };
+        let lists: Vec<Group<'_>> = groups.iter().map(|group| group.iter().map(|job| &job.append).collect()).collect();
+        let db = lease.db();
+        let stored = timeout_at(deadline, append_batch(&db, &lists)).await;
+        drop((db, lists));
+        let stored = match stored {
+            Ok(Ok(stored)) => {
+                lease.rest();
+                stored
+            }
+            Ok(Err(Failure::Postgres(error))) if !is_lost(&error) => {
+                lease.rest();
+                return Ok((groups.into_iter().flatten().collect(), false));
+            }
+            Ok(Err(_)) => return Ok((groups.into_iter().flatten().collect(), true)),
+            Err(_) => return Err((groups.into_iter().flatten().collect(), too_slow())),
+        };
+        drop(lease);
+        let mut alone = Vec::new();
+        let mut count = 0;
+        for (group, last_seq) in groups.into_iter().zip(stored) {
+            match last_seq {
+                Some(last_seq) => count += answer_group(group, last_seq),
+                None => alone.extend(group),
+            }
+        }
+        self.count(count);
+        Ok((alone, false))
+    }
+
+    /// Writes one append in a transaction, again while that is safe and there is time: what was
+    /// stored by a lost attempt is found by its ids.
+    async fn store_alone(&self, job: &Job, mut uncertain: bool) -> Answer {
+        loop {
+            let mut lease = self.pool.lease(job.deadline).await?;
+            let result = transact(&mut lease, job.deadline, async |db| {
+                append_alone(&db, self.form, &job.append, uncertain).await
+            })
+            .await;
+            drop(lease);
+            match result {
+                Ok(messages) => {
+                    self.count(1);
+                    return Ok(messages);
+                }
+                Err(Undone::Surely(failure)) if failure.is_passing() => {}
+                Err(Undone::Surely(failure)) => return Err(failure.into_store_error()),
+                Err(Undone::Perhaps(_)) => uncertain = true,
+            }
+            if Instant::now() >= job.deadline {
+                return Err(too_slow());
+            }
+        }
+    }
+
+    fn count(&self, appends: u64) {
+        self.commits.fetch_add(u64::from(appends > 0), Ordering::Relaxed);
+        self.appends.fetch_add(appends, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> StoreStats {
+        StoreStats { commits: self.commits.load(Ordering::Relaxed), appends: self.appends.load(Ordering::Relaxed) }
+    }
+
+    /// Refuses further appends and waits until what is queued is answered.
+    pub(crate) async fn close(&self) {
+        self.queue().is_closed = true;
+        loop {
+            let idle = self.idle.notified();
+            if self.queue().lanes == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers the appends of one session; tells how many there were.
+fn answer_group(group: Vec<Job>, mut last_seq: i64) -> u64 {
+    let mut count = 0;
+    for job in group {
+        let stored = job.append.into_stored(last_seq);
+        last_seq = stored.last().map_or(last_seq, |message| message.seq);
+        let _ = job.reply.send(Ok(stored));
+        count += 1;
+    }
+    count
+}
+
+/// Appends that share a statement, by session.
+#[derive(Default)]
+struct Batch {
+    groups: HashMap<SessionId, Vec<Job>>,
+    count: usize,
+}
+
+impl Batch {
+    /// Whether `append` can join the group of its session.
+    fn fits(&self, append: &Append) -> bool {
+        let Some(group) = self.groups.get(&append.session_id) else { return true };
+        let same_scope = group.iter().all(|job| job.append.scope == append.scope);
+        same_scope && append.external_ids().all(|id| group.iter().all(|job| job.append.external_ids().all(|i| i != id)))
+    }
+
+    fn push(&mut self, job: Job) {
+        self.count += 1;
+        self.groups.entry(job.append.session_id).or_default().push(job);
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        self.groups.keys().copied().collect()
+    }
+}

@@ -1,0 +1,444 @@
+//! The connections, lent under a deadline. A connection that was left in the middle of something
+//! is closed, never lent again; what surely did not happen is tried again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chatstore_core::store::StoreError;
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod};
+use futures_util::{StreamExt as _, pin_mut};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Error, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::PostgresOptions;
+use crate::connect::Target;
+use crate::error::OpenError;
+use crate::params::Param;
+use crate::sqlstate::{described, is_lost, is_passing, store_error};
+
+/// How long the request to cancel a statement may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The first pause before a retry; each following one is twice as long.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Times an operation is tried.
+const ATTEMPTS: u32 = 6;
+
+const BEGIN: &str = "begin";
+const COMMIT: &str = "commit";
+const ROLLBACK: &str = "rollback";
+
+/// Why an operation failed: an answer of the contract, or an error of PostgreSQL.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Answer(StoreError),
+    Postgres(Error),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Answer(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl Failure {
+    /// Whether the same may succeed in a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Postgres(error) if is_passing(error))
+    }
+
+    /// The contract's name for it.
+    pub(crate) fn into_store_error(self) -> StoreError {
+        match self {
+            Self::Answer(error) => error,
+            Self::Postgres(error) => store_error(&error),
+        }
+    }
+}
+
+/// A connection on loan.
+pub(crate) struct Db {
+    client: Object,
+    prepared: bool,
+    /// Whether rows that nobody wants are still on their way.
+    spent: AtomicBool,
+}
+
+/// Whether a statement is worth keeping on its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// One of few texts: prepared once a connection, planned once.
+    Kept,
+    /// One of many texts: planned for its values each time.
+    Once,
+}
+
+impl Db {
+    /// All rows.
+    pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        self.query_planned(Plan::Kept, sql, params).await
+    }
+
+    /// All rows of a statement that is planned as told.
+    pub(crate) async fn query_planned(&self, plan: Plan, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        if plan == Plan::Once || !self.prepared {
+            return self.client.query_typed(sql, params).await;
+        }
+        let statement = self.prepare(sql, params).await?;
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.query(&statement, &values).await
+    }
+
+    /// The first row, if there is one.
+    pub(crate) async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Runs a statement; tells how many rows it wrote.
+    pub(crate) async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, Error> {
+        if !self.prepared {
+            return self.client.execute_typed(sql, params).await;
+        }
+        let statement = self.prepare(sql, params).await?;
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.execute(&statement, &values).await
+    }
+
+    /// Maps the rows until `enough` says so of what was mapped; if more follow, the answer ends in
+    /// `true`, and the connection is given up after the operation, so that they need not be received.
+    pub(crate) async fn query_until<T>(
+        &self,
+        sql: &str,
+        params: &[Param<'_>],
+        map: impl Fn(&Row) -> Result<T, Failure>,
+        mut enough: impl FnMut(&T) -> bool,
+    ) -> Result<(Vec<T>, bool), Failure> {
+        let rows = match self.prepared {
+            true => {
+                let statement = self.prepare(sql, params).await?;
+                self.client.query_raw(&statement, params.iter().map(|(value, _)| *value)).await?
+            }
+            false => self.client.query_typed_raw(sql, params.iter().map(|(v, t)| (*v, t.clone()))).await?,
+        };
+        pin_mut!(rows);
+        let mut items = Vec::new();
+        let mut full = false;
+        while let Some(row) = rows.next().await {
+            if full {
+                self.spent.store(true, Ordering::Relaxed);
+                return Ok((items, true));
+            }
+            let item = map(&row?)?;
+            full = enough(&item);
+            items.push(item);
+        }
+        Ok((items, false))
+    }
+
+    /// Runs statements without parameters, none of them prepared.
+    async fn run(&self, sql: &str) -> Result<(), Error> {
+        self.client.batch_execute(sql).await
+    }
+
+    async fn prepare(&self, sql: &str, params: &[Param<'_>]) -> Result<Statement, Error> {
+        let types: Vec<_> = params.iter().map(|(_, of)| of.clone()).collect();
+        self.client.prepare_typed_cached(sql, &types).await
+    }
+}
+
+/// A loan: it gives a connection back only when told that the connection is at rest.
+pub(crate) struct Lease {
+    db: Option<Arc<Db>>,
+    at_rest: bool,
+    tls: MakeRustlsConnect,
+}
+
+impl Lease {
+    /// The connection, for one operation.
+    pub(crate) fn db(&self) -> Arc<Db> {
+        self.db.clone().expect("a lease has its connection until it is dropped")
+    }
+
+    /// Notes that nothing runs on the connection any more.
+    pub(crate) fn rest(&mut self) {
+        self.at_rest = true;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(db) = self.db.take().and_then(Arc::into_inner) else { return };
+        if self.at_rest && !db.spent.load(Ordering::Relaxed) {
+            return;
+        }
+        let client = Object::take(db.client);
+        if client.is_closed() {
+            return;
+        }
+        // Closing alone would leave the server at work on what nobody waits for.
+        let (cancel, tls) = (client.cancel_token(), self.tls.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
+                drop(client);
+            });
+        }
+    }
+}
+
+/// The pool.
+pub(crate) struct Pool {
+    inner: deadpool_postgres::Pool,
+    tls: MakeRustlsConnect,
+    prepared: bool,
+    acquire_timeout: Duration,
+    statement_timeout: Duration,
+    closed: AtomicBool,
+}
+
+impl Pool {
+    pub(crate) fn new(target: &Target, options: &PostgresOptions) -> Result<Self, OpenError> {
+        let mut config = target.config().clone();
+        config.connect_timeout(options.acquire_timeout);
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(config, target.tls(), recycling);
+        let mut builder = deadpool_postgres::Pool::builder(manager).max_size(options.connections_max.max(2));
+        if options.prepared_statements {
+            let set_up = set_up(options);
+            builder = builder.post_create(Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+                let set_up = set_up.clone();
+                Box::pin(async move { client.batch_execute(&set_up).await.map_err(HookError::Backend) })
+            }));
+        }
+        let inner = builder.build().map_err(|error| OpenError::new(format!("cannot make a pool: {error}")))?;
+        Ok(Self {
+            inner,
+            tls: target.tls(),
+            prepared: options.prepared_statements,
+            acquire_timeout: options.acquire_timeout,
+            statement_timeout: options.statement_timeout,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// When an operation that begins now must be over.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.statement_timeout
+    }
+
+    /// Ends the pool: what is on loan is finished, later operations fail.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.inner.close();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// A connection, within the time that waiting for one may take. While the server refuses them
+    /// in passing, as in a restart, it is asked again.
+    pub(crate) async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
+        let until = deadline.min(Instant::now() + self.acquire_timeout);
+        let mut pause = RETRY_PAUSE;
+        loop {
+            let error = match timeout_at(until, self.inner.get()).await {
+                Ok(Ok(client)) => {
+                    let db = Some(Arc::new(Db { client, prepared: self.prepared, spent: AtomicBool::new(false) }));
+                    return Ok(Lease { db, at_rest: false, tls: self.tls.clone() });
+                }
+                Ok(Err(PoolError::Closed)) => return Err(closed()),
+                Ok(Err(PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)))) => error,
+                Ok(Err(error)) => return Err(StoreError::Unavailable { reason: error.to_string() }),
+                Err(_) => return Err(self.nothing_free()),
+            };
+            if !is_passing(&error) || Instant::now() + pause >= until {
+                return Err(StoreError::Unavailable { reason: format!("cannot connect: {}", described(&error)) });
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    fn nothing_free(&self) -> StoreError {
+        let status = self.inner.status();
+        match status.size >= status.max_size {
+            true => StoreError::Busy,
+            false => StoreError::Unavailable { reason: "the database does not answer".to_owned() },
+        }
+    }
+
+    /// Runs a read, again if its connection was lost.
+    pub(crate) async fn read<I, T, F, Fut>(&self, input: I, run: F) -> Result<T, StoreError>
+    where
+        I: Send + Sync,
+        F: Fn(Arc<Db>, Arc<I>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let (deadline, input) = (self.deadline(), Arc::new(input));
+        let mut attempt = Attempt::new(deadline);
+        loop {
+            let mut lease = self.lease(deadline).await?;
+            let Ok(result) = timeout_at(deadline, run(lease.db(), input.clone())).await else {
+                return Err(too_slow());
+            };
+            let failure = match result {
+                Ok(value) => {
+                    lease.rest();
+                    return Ok(value);
+                }
+                Err(failure) => failure,
+            };
+            if settles(&failure) {
+                lease.rest();
+            }
+            drop(lease);
+            attempt.again(failure).await?;
+        }
+    }
+
+    /// Runs a write in a transaction, to its end even if the caller goes away; again if it surely
+    /// did not happen.
+    pub(crate) async fn write<I, T, F, Fut>(self: &Arc<Self>, input: I, run: F) -> Result<T, StoreError>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+        F: Fn(Arc<Db>, Arc<I>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, Failure>> + Send,
+    {
+        let (pool, input) = (self.clone(), Arc::new(input));
+        let write = async move {
+            let deadline = pool.deadline();
+            let mut attempt = Attempt::new(deadline);
+            loop {
+                let mut lease = pool.lease(deadline).await?;
+                match transact(&mut lease, deadline, |db| run(db, input.clone())).await {
+                    Ok(value) => return Ok(value),
+                    Err(Undone::Surely(failure)) => {
+                        drop(lease);
+                        attempt.again(failure).await?;
+                    }
+                    Err(Undone::Perhaps(error)) => return Err(error),
+                }
+            }
+        };
+        tokio::spawn(write).await.unwrap_or_else(|_| Err(StoreError::internal("a write panicked")))
+    }
+}
+
+/// Why a transaction has no result.
+pub(crate) enum Undone {
+    /// It was rolled back.
+    Surely(Failure),
+    /// Its commit was not answered.
+    Perhaps(StoreError),
+}
+
+/// Runs `run` in a transaction of its own.
+pub(crate) async fn transact<T, F, Fut>(lease: &mut Lease, deadline: Instant, run: F) -> Result<T, Undone>
+where
+    F: FnOnce(Arc<Db>) -> Fut,
+    Fut: Future<Output = Result<T, Failure>>,
+{
+    let db = lease.db();
+    let work = async {
+        db.run(BEGIN).await?;
+        run(db.clone()).await
+    };
+    let slow = || Undone::Surely(too_slow().into());
+    match timeout_at(deadline, work).await.map_err(|_| slow())? {
+        Ok(value) => match timeout_at(deadline, db.run(COMMIT)).await {
+            Ok(Ok(())) => {
+                lease.rest();
+                Ok(value)
+            }
+            Ok(Err(error)) if rolls_back(&error) => {
+                lease.rest();
+                Err(Undone::Surely(error.into()))
+            }
+            Ok(Err(error)) => Err(Undone::Perhaps(unknown(&described(&error)))),
+            Err(_) => Err(Undone::Perhaps(unknown("no answer in time"))),
+        },
+        Err(failure) => {
+            if settles(&failure) && matches!(timeout_at(deadline, db.run(ROLLBACK)).await, Ok(Ok(()))) {
+                lease.rest();
+            }
+            Err(Undone::Surely(failure))
+        }
+    }
+}
+
+/// The tries of one operation.
+struct Attempt {
+    deadline: Instant,
+    left: u32,
+    pause: Duration,
+}
+
+impl Attempt {
+    fn new(deadline: Instant) -> Self {
+        Self { deadline, left: ATTEMPTS, pause: RETRY_PAUSE }
+    }
+
+    /// Waits a moment before the next try, or gives the failure's answer when there is none.
+    async fn again(&mut self, failure: Failure) -> Result<(), StoreError> {
+        self.left -= 1;
+        if !failure.is_passing() || self.left == 0 || Instant::now() + self.pause >= self.deadline {
+            return Err(failure.into_store_error());
+        }
+        sleep(self.pause).await;
+        self.pause *= 2;
+        Ok(())
+    }
+}
+
+/// Whether the connection is whole after this failure.
+fn settles(failure: &Failure) -> bool {
+    match failure {
+        Failure::Answer(_) => true,
+        Failure::Postgres(error) => !is_lost(error),
+    }
+}
+
+/// Whether this answer to a commit says that the transaction was rolled back.
+fn rolls_back(error: &Error) -> bool {
+    let code = error.code();
+    code == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
+        || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+        || code.is_some_and(|code| code.code().starts_with("23"))
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable { reason: "the store is closed".to_owned() }
+}
+
+pub(crate) fn too_slow() -> StoreError {
+    StoreError::Unavailable { reason: "the database did not answer in time".to_owned() }
+}
+
+fn unknown(reason: &str) -> StoreError {
+    StoreError::Unavailable { reason: format!("the outcome of a commit is unknown: {reason}") }
+}
+
+/// What a connection is told once. Every statement here is a walk along keys: a plan is made once,
+/// without values, and never begins with a whole table while that is still small. A commit that
+/// does not wait for the disk is not taken for one.
+fn set_up(options: &PostgresOptions) -> String {
+    let timeout_ms = options.statement_timeout.as_millis();
+    format!(
+        "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; \
+         set enable_hashjoin = off; set enable_mergejoin = off; \
+         set statement_timeout = {timeout_ms}; set idle_in_transaction_session_timeout = {idle_ms}; \
+         set default_transaction_isolation = 'read committed'; \
+         select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",
+        idle_ms = 2 * timeout_ms,
+    )
+}
