@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci` and `cargo xtask bench`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask postgres` and `cargo xtask bench`.
 
 mod bench;
+mod postgres;
 mod test;
 
 use anyhow::Result;
@@ -19,6 +20,8 @@ enum Command {
     Test(test::TestArgs),
     /// Everything `test` runs, and `cargo deny` over licences, bans and sources
     Ci(test::TestArgs),
+    /// Start a PostgreSQL with pgvector, for tests that are run by hand, and keep it until Ctrl-C
+    Postgres(postgres::PostgresArgs),
     /// Measure the release binary against a bare echo and a plain SQLite loop on this machine
     Bench(bench::BenchArgs),
     /// The bare echo server that `bench` compares with
@@ -30,6 +33,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Test(args) => test::test(&args),
         Command::Ci(args) => test::ci(&args),
+        Command::Postgres(args) => postgres::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchEcho(args) => bench::echo::serve(&args),
     }

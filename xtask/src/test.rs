@@ -1,4 +1,5 @@
 //! `test` and `ci`: the checks in order, each with its command line and its time, stopping at the first failure.
+//! Those of the suites find a PostgreSQL that runs as long as they do.
 
 use std::{
     path::PathBuf,
@@ -9,26 +10,34 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
+use crate::postgres::{Server, Version, is_fetchable};
+
 /// What `test` and `ci` take.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Passed on to `cargo test`, for example `-- -p chatstore-core` or `-- --test api -- sessions`
+    /// Passed on to `cargo test`, for example `-- -p chatstore-core` or `-- --test api -- sessions`; the suite on the
+    /// oldest PostgreSQL is then left out
     #[arg(last = true)]
     extra: Vec<String>,
 }
 
 struct Step {
     args: Vec<String>,
-    env: Option<(&'static str, &'static str)>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl Step {
     fn cargo(args: &str) -> Self {
-        Self { args: args.split(' ').map(str::to_owned).collect(), env: None }
+        Self { args: args.split(' ').map(str::to_owned).collect(), env: Vec::new() }
+    }
+
+    fn envs(mut self, variables: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        self.env.extend(variables);
+        self
     }
 
     fn line(&self) -> String {
-        let env = self.env.map(|(name, value)| format!("{name}=\"{value}\" ")).unwrap_or_default();
+        let env: String = self.env.iter().map(|(name, value)| format!("{name}=\"{value}\" ")).collect();
         format!("{env}cargo {}", self.args.join(" "))
     }
 
@@ -37,7 +46,7 @@ impl Step {
         println!("\n==> {line}");
         let started = Instant::now();
         let mut command = cargo();
-        command.args(&self.args).current_dir(root()).envs(self.env);
+        command.args(&self.args).current_dir(root()).envs(self.env.iter().map(|(name, value)| (name, value)));
         let status = command.status().with_context(|| format!("`{line}` could not be started"))?;
         let seconds = started.elapsed().as_secs_f64();
         ensure!(status.success(), "`{line}` failed after {seconds:.1} s ({status})");
@@ -46,23 +55,22 @@ impl Step {
     }
 }
 
-/// Runs the checks that need nothing but Rust and a C compiler.
+/// Runs the checks that need nothing but Rust, a C compiler, and Python with pip for PostgreSQL's programs.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let started = Instant::now();
-    let mut tests = Step::cargo("test --workspace --locked");
+    Step::cargo("fmt --all --check").run()?;
+    let newest = Server::named_or_newest()?;
+    Step::cargo("clippy --workspace --all-targets --locked -- -D warnings").run()?;
+    let mut tests = Step::cargo("test --workspace --locked").envs(newest.variables());
     tests.args.extend(args.extra.iter().cloned());
-    let mut doc = Step::cargo("doc --workspace --no-deps --locked");
-    doc.env = Some(("RUSTDOCFLAGS", "-D warnings"));
-    let steps = [
-        Step::cargo("fmt --all --check"),
-        Step::cargo("clippy --workspace --all-targets --locked -- -D warnings"),
-        tests,
-        doc,
-    ];
-    for step in &steps {
-        step.run()?;
+    tests.run()?;
+    drop(newest);
+    if args.extra.is_empty() && is_fetchable() {
+        let oldest = Server::start(Version::V16)?;
+        Step::cargo("test -p chatstore-postgres --test conformance --locked").envs(oldest.variables()).run()?;
     }
-    println!("\nall {} steps passed in {:.1} s", steps.len(), started.elapsed().as_secs_f64());
+    Step::cargo("doc --workspace --no-deps --locked").envs([("RUSTDOCFLAGS", "-D warnings".to_owned())]).run()?;
+    println!("\nevery step passed in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -101,8 +109,7 @@ mod tests {
 
     #[test]
     fn a_step_prints_as_a_line_that_can_be_pasted() {
-        let mut step = Step::cargo("doc --no-deps");
-        step.env = Some(("RUSTDOCFLAGS", "-D warnings"));
+        let step = Step::cargo("doc --no-deps").envs([("RUSTDOCFLAGS", "-D warnings".to_owned())]);
         assert_eq!(step.line(), "RUSTDOCFLAGS=\"-D warnings\" cargo doc --no-deps");
     }
 

@@ -1,11 +1,15 @@
 //! Archives: whole conversations on their way in or out, tombstones included.
 
+mod checksum;
+
 use async_trait::async_trait;
 
 use crate::ids::SessionId;
 use crate::messages::Message;
 use crate::sessions::Session;
 use crate::store::{Scope, StoreError};
+
+pub use checksum::Checksum;
 
 /// How an arriving conversation is recognised when it comes again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +44,11 @@ pub struct Imported {
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
     /// Stores what is not there yet: the session if it is new, and the messages past its
-    /// `last_seq`; what is there stays as it is, so that a second import adds nothing. `Invalid`
-    /// if the messages leave a gap or go on from another message than the last one here, `Conflict`
-    /// if an id is taken by something else.
+    /// `last_seq`; what is there stays as it is, so that a second import adds nothing. A new
+    /// session keeps the times it came with; a later part moves them on, unless it came with the
+    /// very same, so that parts of one archive make what the whole would. `Invalid` if the messages
+    /// leave a gap or go on from another message than the last one here, `Conflict` if an id is
+    /// taken by something else.
     async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError>;
 
     /// Sessions of the scope in the order of their ids, tombstones included, after `after`.
@@ -54,7 +60,8 @@ pub trait ArchiveStore: Send + Sync {
     ) -> Result<Vec<Session>, StoreError>;
 
     /// Messages of one of those sessions by `seq`, tombstones included, after `after_seq` and up
-    /// to `last_seq`.
+    /// to `last_seq`. A page that holds [`crate::limits::PAGE_BYTES_MAX`] ends before `limit`; an
+    /// empty one is the end.
     async fn export_messages(
         &self,
         scope: &Scope,

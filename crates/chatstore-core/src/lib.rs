@@ -13,6 +13,7 @@ pub mod ids;
 pub mod json;
 pub mod limits;
 pub mod messages;
+pub mod migrations;
 pub mod page;
 pub mod projects;
 pub mod sessions;

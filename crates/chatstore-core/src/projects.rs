@@ -28,4 +28,7 @@ pub trait ProjectStore: Send + Sync {
 
     /// The project of this name.
     async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError>;
+
+    /// All projects, oldest first; those made at one moment by their ids.
+    async fn list_projects(&self) -> Result<Vec<Project>, StoreError>;
 }

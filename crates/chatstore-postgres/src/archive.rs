@@ -4,12 +4,14 @@ use async_trait::async_trait;
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
 use chatstore_core::ids::SessionId;
 use chatstore_core::json::RawJson;
+use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::Message;
 use chatstore_core::sessions::{Session, SessionSort};
 use chatstore_core::store::{Scope, StoreError};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use crate::AppendForm;
 use crate::PostgresStore;
 use crate::columns::{bucket_value, time_column_opt};
 use crate::messages::insert::insert_messages;
@@ -17,7 +19,6 @@ use crate::messages::{message_columns, message_row, plus_tokens};
 use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::sessions::{insert_session_if_free, session_columns, session_row};
-use crate::AppendForm;
 
 const LOCK_BY_SESSION_ID: &str = concat!(
     "select ",
@@ -55,23 +56,18 @@ const EXPORT_MESSAGES: &str = concat!(
 );
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] = &[
-    LOCK_BY_SESSION_ID,
-    LOCK_BY_EXTERNAL_ID,
-    UPDATE_SESSION_IMPORTED,
-    SELECT_SEAM,
-    EXPORT_SESSIONS,
-    EXPORT_MESSAGES,
-];
+pub(crate) const STATEMENTS: &[&str] =
+    &[LOCK_BY_SESSION_ID, LOCK_BY_EXTERNAL_ID, UPDATE_SESSION_IMPORTED, SELECT_SEAM, EXPORT_SESSIONS, EXPORT_MESSAGES];
 
 #[async_trait]
 impl ArchiveStore for PostgresStore {
     async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
         let form = self.append_form;
         self.pool
-            .write((scope.clone(), archived), move |db, input| async move {
-                import(&db, form, &input.0, &input.1).await
-            })
+            .write(
+                (scope.clone(), archived),
+                move |db, input| async move { import(&db, form, &input.0, &input.1).await },
+            )
             .await
     }
 
@@ -111,8 +107,13 @@ impl ArchiveStore for PostgresStore {
                     last_seq,
                     i64::from(limit),
                 ];
-                let rows = db.query(EXPORT_MESSAGES, params).await?;
-                rows.iter().map(|row| exported_message_row(row, session_id, scope)).collect()
+                let mut held = 0;
+                let enough = |message: &Message| {
+                    held += message.bytes();
+                    held >= PAGE_BYTES_MAX
+                };
+                let map = |row: &Row| exported_message_row(row, session_id, scope);
+                Ok(db.query_until(EXPORT_MESSAGES, params, map, enough).await?.0)
             })
             .await
     }
@@ -139,12 +140,7 @@ fn blank_if_deleted(message: &mut Message) {
     }
 }
 
-async fn import(
-    db: &Db,
-    form: AppendForm,
-    scope: &Scope,
-    archived: &ArchivedSession,
-) -> Result<Imported, Failure> {
+async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSession) -> Result<Imported, Failure> {
     let ArchivedSession { identity, session, messages } = archived;
     if scope.user_id.is_some() && session.user_id != scope.user_id {
         let detail = "is another than the caller speaks for".to_owned();
@@ -157,6 +153,9 @@ async fn import(
     {
         require_same(db, &stored, seam).await?;
     }
+    // A later part of the same archive says of the session what its first part said.
+    let times = |session: &Session| (session.updated_at, session.last_message_at);
+    let keeps_times = is_new || times(&stored) == times(session);
     let mut fresh = Vec::new();
     for message in messages {
         if message.seq <= stored.last_seq {
@@ -171,7 +170,7 @@ async fn import(
         // Nothing comes back into a deleted session: its erasing is over.
         message.deleted_at = message.deleted_at.or(stored.deleted_at);
         blank_if_deleted(&mut message);
-        count(&mut stored, &message, is_new);
+        count(&mut stored, &message, keeps_times);
         fresh.push(message);
     }
     insert_messages(db, form, stored.session_id, &fresh).await?;
@@ -223,8 +222,8 @@ async fn require_same(db: &Db, session: &Session, seam: &Message) -> Result<(), 
     Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into())
 }
 
-/// Moves the counters; a new session keeps the times it came with.
-fn count(session: &mut Session, message: &Message, is_new: bool) {
+/// Moves the counters, and the times unless the session keeps those it came with.
+fn count(session: &mut Session, message: &Message, keeps_times: bool) {
     session.last_seq = message.seq;
     if message.deleted_at.is_none() {
         session.message_count += 1;
@@ -233,7 +232,7 @@ fn count(session: &mut Session, message: &Message, is_new: bool) {
         // As after a deletion: a count was given, and nothing of it is left.
         session.token_count = plus_tokens(session.token_count, message.token_count.map(|_| 0));
     }
-    if !is_new {
+    if !keeps_times {
         session.updated_at = session.updated_at.max(message.updated_at);
         session.last_message_at = session.last_message_at.max(Some(message.created_at));
     }

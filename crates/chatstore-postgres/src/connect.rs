@@ -177,3 +177,97 @@ fn shown(config: &Config) -> String {
     let places: Vec<String> = hosts.iter().enumerate().map(|(at, host)| format!("{host}:{}", port(at))).collect();
     format!("postgres://{}/{}", places.join(","), config.get_dbname().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(url: &str) -> String {
+        let sentence = Target::parse(url).expect_err(url).to_string();
+        assert!(!sentence.contains("secret") && sentence.lines().count() == 1, "{sentence}");
+        sentence
+    }
+
+    #[test]
+    fn a_target_is_shown_without_user_and_password() {
+        for (url, shown) in [
+            ("postgres://me:secret@db.example/chat", "postgres://db.example:5432/chat"),
+            ("postgresql://me:secret@db.example:6432/chat?connect_timeout=3", "postgres://db.example:6432/chat"),
+            ("postgres://me:secret@db.example", "postgres://db.example:5432/me"),
+            ("postgres://me:secret@[::1]:6432/chat", "postgres://[::1]:6432/chat"),
+            ("postgres://me:secret@a,b:6432/chat", "postgres://a:5432,b:6432/chat"),
+            ("postgres://me:secret@%2Frun%2Fpg:6432/chat", "postgres:///run/pg:6432/chat"),
+            ("postgres://me@/chat?host=/run/pg&password=secret", "postgres:///run/pg:5432/chat"),
+            ("postgres:///chat?hostaddr=10.0.0.1&user=me&password=secret", "postgres://10.0.0.1:5432/chat"),
+        ] {
+            let target = Target::parse(url).expect(url);
+            assert_eq!(target.shown(), shown);
+            assert!(!format!("{target:?}").contains("secret"));
+        }
+    }
+
+    #[test]
+    fn parts_are_decoded() {
+        let target =
+            Target::parse("postgres://m%40e:s%2Fe%3Acr%25et@db.example/ch%20at?application_name=a%26b").unwrap();
+        let config = target.config();
+        assert_eq!(config.get_user(), Some("m@e"));
+        assert_eq!(config.get_password(), Some(&b"s/e:cr%et"[..]));
+        assert_eq!(config.get_dbname(), Some("ch at"));
+        assert_eq!(config.get_application_name(), Some("a&b"));
+    }
+
+    #[test]
+    fn a_dead_server_is_noticed_unless_the_url_says_otherwise() {
+        let target = Target::parse("postgres://me@db.example/chat").unwrap();
+        let config = target.config();
+        assert_eq!(config.get_application_name(), Some("chatstore"));
+        assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(10)));
+        assert_eq!(config.get_keepalives_idle(), Duration::from_secs(30));
+        assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(10)));
+        assert_eq!(config.get_keepalives_retries(), Some(3));
+        let own = "postgres://me@db.example/chat?application_name=mine&keepalives_idle=5&keepalives_count=7&\
+                   tcp_user_timeout=1500";
+        let target = Target::parse(own).unwrap();
+        let config = target.config();
+        assert_eq!(config.get_application_name(), Some("mine"));
+        assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_millis(1_500)));
+        assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5));
+        assert_eq!(config.get_keepalives_retries(), Some(7));
+    }
+
+    #[test]
+    fn tls_is_asked_for_as_the_mode_says_and_never_on_a_socket() {
+        let mode = |url: &str| Target::parse(url).expect(url).config().get_ssl_mode();
+        assert_eq!(mode("postgres://me@db.example/chat"), SslMode::Prefer);
+        assert_eq!(mode("postgres://me@db.example/chat?sslmode=allow"), SslMode::Prefer);
+        assert_eq!(mode("postgres://me@db.example/chat?sslmode=disable"), SslMode::Disable);
+        assert_eq!(mode("postgres://me@db.example/chat?sslmode=require"), SslMode::Require);
+        assert_eq!(mode("postgres://me@%2Frun/chat?sslmode=require"), SslMode::Disable);
+        assert_eq!(mode("postgres://me@%2Frun,db.example/chat?sslmode=require"), SslMode::Require);
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_meant_is_refused_without_its_password() {
+        for (url, part) in [
+            ("mysql://me:secret@db.example/chat", "must begin with postgres://"),
+            ("host=db.example password=secret", "must begin with postgres://"),
+            ("postgres://me:@secret@db.example/chat", "@ as %40"),
+            ("postgres://me:/secret@db.example/chat", "/ as %2F"),
+            ("postgres://me:?secret@db.example/chat", "? as %3F"),
+            ("postgres://me:secret@/chat", "names no host"),
+            ("postgres://db.example/chat?password=secret", "names no user"),
+            ("postgres://me:secret@db.example:many/chat", "`port`"),
+            ("postgres://me:secret@db.example/chat?colour=red", "unknown option `colour`"),
+            ("postgres://me:secret@db.example/chat?colour", "NAME=VALUE"),
+            ("postgres://me:secret@db.example/chat?tcp_user_timeout=soon", "milliseconds"),
+            ("postgres://me:secret@db.example/chat?sslmode=on", "verify-full"),
+            ("postgres://me:secret@db.example/chat?sslmode=verify-ca", "needs a file in sslrootcert="),
+            ("postgres://me:secret@db.example/chat?sslmode=require&sslrootcert=system", "needs sslmode=verify-full"),
+            ("postgres://me:secret@db.example/chat?sslkey=/own.key", "both sslcert and sslkey"),
+        ] {
+            let sentence = refusal(url);
+            assert!(sentence.contains(part), "{url}: {sentence}");
+        }
+    }
+}

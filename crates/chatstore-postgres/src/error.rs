@@ -84,8 +84,9 @@ fn tls_sentence(shown: &str, error: &rustls::Error) -> String {
         return format!("{shown} cannot be reached by TLS: {error}");
     };
     match fault {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
-            "{shown} shows a certificate of an unknown authority; name the authority's file in its URL with sslrootcert="
+        CertificateError::UnknownIssuer | CertificateError::BadSignature | CertificateError::Other(_) => format!(
+            "{shown} shows a certificate of an unknown authority ({error}); name the authority's file in its URL with \
+             sslrootcert="
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
             "{shown} shows a certificate for another host ({error}); use a name that it holds or sslmode=verify-ca"

@@ -28,8 +28,8 @@ use async_trait::async_trait;
 use chatstore_core::page::CursorKey;
 use chatstore_core::store::{Store, StoreError, StoreStats};
 
-pub use error::OpenError;
 pub use connect::server::ServerReport;
+pub use error::OpenError;
 pub use migrate::{MigrationStatus, migrate, migration_status};
 
 use api_keys::KeyCache;

@@ -13,6 +13,7 @@ use chatstore_core::messages::{
     Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage,
 };
 use chatstore_core::page::{MessagePosition, Order, Page, PageRequest, PageStart};
+use chatstore_core::sessions::SessionStore as _;
 use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -103,13 +104,14 @@ impl MessageStore for PostgresStore {
         messages: Vec<NewMessage>,
         now: Timestamp,
     ) -> Result<Vec<Message>, StoreError> {
+        if messages.is_empty() {
+            return self.get_session(scope, session_id).await?.map(|_| Vec::new()).ok_or(StoreError::NotFound);
+        }
         self.appender.append(scope.clone(), session_id, messages, now).await
     }
 
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
-        self.pool
-            .read((scope, message_id), async |db, input| find_message(&db, input.0, input.1).await)
-            .await
+        self.pool.read((scope, message_id), async |db, input| find_message(&db, input.0, input.1).await).await
     }
 
     async fn list_messages(
@@ -301,11 +303,8 @@ async fn lock_message(db: &Db, scope: &Scope, message_id: MessageId) -> Result<(
         scope.user_id.as_deref()
     ];
     let row = db.query_opt(LOCK_SESSION_OF_MESSAGE, params).await?.ok_or(StoreError::NotFound)?;
-    let counters = Counters {
-        message_count: row.try_get(0)?,
-        token_count: row.try_get(1)?,
-        updated_at: time_column(&row, 2)?,
-    };
+    let counters =
+        Counters { message_count: row.try_get(0)?, token_count: row.try_get(1)?, updated_at: time_column(&row, 2)? };
     let message = find_message(db, scope, message_id).await?.ok_or(StoreError::NotFound)?;
     Ok((counters, message))
 }

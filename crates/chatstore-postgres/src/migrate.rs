@@ -113,7 +113,7 @@ pub async fn migrate(url: &str, ctx: &Ctx) -> Result<Vec<&'static str>, OpenErro
             Ok(None) if Instant::now() < until => {}
             Ok(None) => {
                 return Err(OpenError::new(format!(
-                    "{shown} is being migrated by another process since {} s; look for it in pg_stat_activity and try \
+                    "{shown} has been under migration by another process for {} s; look for it in pg_stat_activity and try \
                      again when it has ended",
                     OTHER_TIMEOUT.as_secs()
                 )));

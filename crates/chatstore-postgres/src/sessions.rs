@@ -3,6 +3,7 @@
 mod columns;
 pub(crate) mod erase;
 pub(crate) mod list;
+pub(crate) mod metadata;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
@@ -12,7 +13,6 @@ use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
 };
 use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
-use sha2::{Digest as _, Sha256};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ use crate::params::params;
 use crate::pool::{Db, Failure};
 
 pub(crate) use columns::session_columns;
+use metadata::{delete_metadata, insert_metadata};
 
 const INSERT_SESSION: &str = "insert into sessions
     (bucket, session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
@@ -53,9 +54,6 @@ const DELETE_SESSION: &str = "update sessions
     set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, version = $3,
         updated_at = $4, deleted_at = $4
     where bucket = $1 and session_id = $2";
-const INSERT_METADATA: &str = "insert into session_metadata (bucket, session_id, project_id, pair_digest)
-    values ($1, $2, $3, $4)";
-const DELETE_METADATA: &str = "delete from session_metadata where bucket = $1 and session_id = $2";
 const INSERT_ERASURE: &str = "insert into session_erasures (bucket, session_id, erased_seq) values ($1, $2, 0)";
 
 #[cfg(test)]
@@ -66,8 +64,6 @@ pub(crate) const STATEMENTS: &[&str] = &[
     LOCK_SESSION,
     UPDATE_SESSION,
     DELETE_SESSION,
-    INSERT_METADATA,
-    DELETE_METADATA,
     INSERT_ERASURE,
 ];
 
@@ -166,12 +162,7 @@ impl SessionStore for PostgresStore {
     }
 }
 
-async fn find_session(
-    db: &Db,
-    sql: &str,
-    scope: &Scope,
-    session_id: SessionId,
-) -> Result<Option<Session>, Failure> {
+async fn find_session(db: &Db, sql: &str, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, Failure> {
     let params = params![
         bucket_value(session_id.bucket()),
         session_id.uuid(),
@@ -237,29 +228,6 @@ fn require_home(session: &Session) -> Result<(), StoreError> {
         }
         _ => Ok(()),
     }
-}
-
-async fn insert_metadata(db: &Db, session: &Session) -> Result<(), Failure> {
-    let (bucket, id) = (bucket_value(session.session_id.bucket()), session.session_id.uuid());
-    for (key, value) in session.metadata.scalars() {
-        let digest = pair_digest(&key, &value);
-        db.execute(INSERT_METADATA, params![bucket, id, session.project_id.uuid(), digest.as_slice()]).await?;
-    }
-    Ok(())
-}
-
-async fn delete_metadata(db: &Db, session_id: SessionId) -> Result<(), Failure> {
-    db.execute(DELETE_METADATA, params![bucket_value(session_id.bucket()), session_id.uuid()]).await?;
-    Ok(())
-}
-
-/// What stands for a top-level scalar of metadata in the index.
-fn pair_digest(key: &str, value: &str) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update((key.len() as u64).to_be_bytes());
-    hash.update(key.as_bytes());
-    hash.update(value.as_bytes());
-    hash.finalize().into()
 }
 
 /// Reads a row of `session_columns!`.

@@ -8,6 +8,20 @@ mod cluster;
 mod database;
 mod processes;
 
+use std::path::PathBuf;
+
 pub use cluster::{Cluster, Settings, Shutdown};
 pub use database::TestDatabase;
 pub use processes::server_can_enter;
+
+/// The folder of PostgreSQL's programs, for tests that start a cluster of their own or run one of them.
+pub fn programs() -> PathBuf {
+    variable("TEST_POSTGRES_PROGRAMS").into()
+}
+
+/// A variable that names the server of the tests; without it a test has failed.
+fn variable(name: &str) -> String {
+    std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| {
+        panic!("{name} is not set: run `cargo xtask test`, or start a server with `cargo xtask postgres` and set what it prints")
+    })
+}

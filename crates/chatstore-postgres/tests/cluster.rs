@@ -4,18 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use chatstore_postgres::testing::{Cluster, Settings, Shutdown, TestDatabase};
+use chatstore_postgres::testing::{Cluster, Settings, Shutdown, TestDatabase, programs};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 /// Set in the process of a test that is started again, to be killed.
 const VICTIM: &str = "CHATSTORE_TEST_VICTIM";
-
-fn programs() -> PathBuf {
-    let folder = std::env::var_os("TEST_POSTGRES_PROGRAMS");
-    folder.expect("TEST_POSTGRES_PROGRAMS is set by `cargo xtask test`, and printed by `cargo xtask postgres`").into()
-}
 
 async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();

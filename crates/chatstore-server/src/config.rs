@@ -21,7 +21,7 @@ use clap::Arg;
 pub use error::ConfigError;
 pub use rate::Rate;
 pub use sources::Sources;
-pub use value::{DatabaseUrl, LogFormat, LogLevel, Secret, SqliteSynchronous};
+pub use value::{DatabaseUrl, LogFormat, LogLevel, PostgresAppend, Secret, SqliteSynchronous};
 
 use resolved::{Values, rates};
 use sources::{DEFAULTS, KEYS};
@@ -53,6 +53,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("Network", "port", "TCP port to listen on; 0 takes any free port"),
     plain("Network", "unix_socket", "Unix socket to listen on instead of TCP"),
     secret("Storage", "database_url", "Where conversations are stored: sqlite:PATH or postgres://…"),
+    secret("Storage", "migrate_database_url", "The database as the PostgreSQL role that may change its schema"),
     plain("Storage", "auto_migrate", "Bring the database schema up to date at start"),
     plain("Storage", "pgvector_dimension", "Number of dimensions of an embedding"),
     secret("Access", "api_key", "Key that callers must present"),
@@ -76,6 +77,13 @@ pub const SETTINGS: &[Setting] = &[
     plain("SQLite", "sqlite_write_queue_max", "Writes that may wait for the writer"),
     plain("SQLite", "sqlite_batch_max", "Writes that may share one commit"),
     plain("SQLite", "sqlite_readers", "Connections that read; 0 decides by the number of cores"),
+    plain("PostgreSQL", "postgres_connections_max", "Connections open to the database at the same time"),
+    plain("PostgreSQL", "postgres_acquire_timeout_ms", "Time to wait for a free connection"),
+    plain("PostgreSQL", "postgres_statement_timeout_ms", "Time for a whole operation on the database"),
+    plain("PostgreSQL", "postgres_prepared_statements", "Prepare statements; false behind a transaction pooler"),
+    plain("PostgreSQL", "postgres_append", "How appends are written: batched or per_session"),
+    plain("PostgreSQL", "postgres_append_batch_max", "Appends that may share one commit"),
+    plain("PostgreSQL", "postgres_append_queue_max", "Appends that may wait for their commit"),
     plain("Runtime", "worker_threads", "Threads that serve requests; 0 decides by the number of cores"),
 ];
 
@@ -90,6 +98,8 @@ pub struct Config {
     pub unix_socket: Option<PathBuf>,
     /// Where conversations are stored.
     pub database_url: DatabaseUrl,
+    /// The database as the PostgreSQL role that may change its schema; without it, `database_url` is.
+    pub migrate_database_url: Option<DatabaseUrl>,
     /// Whether to bring the schema up to date at start.
     pub auto_migrate: bool,
     /// Number of dimensions of an embedding.
@@ -136,6 +146,20 @@ pub struct Config {
     pub sqlite_batch_max: usize,
     /// Connections that read; 0 decides by the number of cores.
     pub sqlite_readers: usize,
+    /// Connections open to PostgreSQL at the same time.
+    pub postgres_connections_max: usize,
+    /// Time to wait for a free connection (`postgres_acquire_timeout_ms`).
+    pub postgres_acquire_timeout: Duration,
+    /// Time for a whole operation on the database (`postgres_statement_timeout_ms`).
+    pub postgres_statement_timeout: Duration,
+    /// Whether statements are prepared once a connection.
+    pub postgres_prepared_statements: bool,
+    /// How appends are written.
+    pub postgres_append: PostgresAppend,
+    /// Appends that may share one commit.
+    pub postgres_append_batch_max: usize,
+    /// Appends that may wait for their commit.
+    pub postgres_append_queue_max: usize,
     /// Threads that serve requests; 0 decides by the number of cores.
     pub worker_threads: usize,
     listing: Vec<ListedSetting>,
@@ -169,6 +193,7 @@ impl Config {
             port: values.integer("port", 0..=65_535)?,
             unix_socket: values.text("unix_socket", value::unix_socket)?,
             database_url: values.required_text("database_url", DatabaseUrl::parse)?,
+            migrate_database_url: values.text("migrate_database_url", value::postgres_url)?,
             auto_migrate: values.required("auto_migrate", value::boolean)?,
             pgvector_dimension: values.integer("pgvector_dimension", 1..=4_000)?,
             api_key: values.text("api_key", value::api_key)?,
@@ -192,10 +217,17 @@ impl Config {
             sqlite_write_queue_max: values.integer("sqlite_write_queue_max", 1..=1_000_000)?,
             sqlite_batch_max: values.integer("sqlite_batch_max", 1..=65_536)?,
             sqlite_readers: values.integer("sqlite_readers", 0..=1_024)?,
+            postgres_connections_max: values.integer("postgres_connections_max", 2..=10_000)?,
+            postgres_acquire_timeout: timeout("postgres_acquire_timeout_ms")?,
+            postgres_statement_timeout: timeout("postgres_statement_timeout_ms")?,
+            postgres_prepared_statements: values.required("postgres_prepared_statements", value::boolean)?,
+            postgres_append: values.required("postgres_append", PostgresAppend::parse)?,
+            postgres_append_batch_max: values.integer("postgres_append_batch_max", 1..=65_536)?,
+            postgres_append_queue_max: values.integer("postgres_append_queue_max", 1..=1_000_000)?,
             worker_threads: values.integer("worker_threads", 0..=1_024)?,
             listing: Vec::new(),
         };
-        let listing = values.listing(&config.database_url);
+        let listing = values.listing();
         Ok(Self { listing, ..config })
     }
 
@@ -319,6 +351,8 @@ mod tests {
             (config.idle_timeout, 75_000),
             (config.write_stall_timeout, 30_000),
             (config.drain_timeout, 7_000),
+            (config.postgres_acquire_timeout, 1_000),
+            (config.postgres_statement_timeout, 5_000),
         ];
         for (timeout, milliseconds) in timeouts {
             assert_eq!(timeout, Duration::from_millis(milliseconds));
@@ -326,6 +360,9 @@ mod tests {
         assert_eq!(config.sqlite_synchronous, SqliteSynchronous::Full);
         assert_eq!((config.sqlite_write_queue_max, config.sqlite_batch_max), (4096, 256));
         assert_eq!((config.sqlite_readers, config.worker_threads), (0, 0));
+        assert!(config.migrate_database_url.is_none() && config.postgres_prepared_statements);
+        assert_eq!((config.postgres_connections_max, config.postgres_append), (16, PostgresAppend::Batched));
+        assert_eq!((config.postgres_append_batch_max, config.postgres_append_queue_max), (256, 4096));
         for listed in config.listing() {
             let origin = if listed.value.is_some() { "default" } else { "not set" };
             assert_eq!(listed.origin, origin, "{}", listed.name);
@@ -526,6 +563,11 @@ mod tests {
             ("SQLITE_WRITE_QUEUE_MAX", 1, 1_000_000),
             ("SQLITE_BATCH_MAX", 1, 65_536),
             ("SQLITE_READERS", 0, 1_024),
+            ("POSTGRES_CONNECTIONS_MAX", 2, 10_000),
+            ("POSTGRES_ACQUIRE_TIMEOUT_MS", 1, 3_600_000),
+            ("POSTGRES_STATEMENT_TIMEOUT_MS", 1, 3_600_000),
+            ("POSTGRES_APPEND_BATCH_MAX", 1, 65_536),
+            ("POSTGRES_APPEND_QUEUE_MAX", 1, 1_000_000),
             ("WORKER_THREADS", 0, 1_024),
         ];
         for &(name, least, most) in cases {
@@ -564,9 +606,19 @@ mod tests {
         ] {
             assert_eq!(with_env("LOG_LEVEL", text).unwrap().log_level, expected);
         }
-        for name in ["AUTO_MIGRATE", "DEBUG", "LOG_LEVEL", "LOG_FORMAT", "SQLITE_SYNCHRONOUS"] {
+        for name in [
+            "AUTO_MIGRATE",
+            "DEBUG",
+            "LOG_LEVEL",
+            "LOG_FORMAT",
+            "SQLITE_SYNCHRONOUS",
+            "POSTGRES_PREPARED_STATEMENTS",
+            "POSTGRES_APPEND",
+        ] {
             assert!(message(with_env(name, "perhaps")).contains("must be one of"));
         }
+        assert!(!with_env("POSTGRES_PREPARED_STATEMENTS", "Off").unwrap().postgres_prepared_statements);
+        assert_eq!(with_env("POSTGRES_APPEND", "Per_Session").unwrap().postgres_append, PostgresAppend::PerSession);
         assert_eq!(with_env("SQLITE_SYNCHRONOUS", "Normal").unwrap().sqlite_synchronous, SqliteSynchronous::Normal);
     }
 
@@ -618,6 +670,16 @@ mod tests {
     }
 
     #[test]
+    fn only_postgresql_has_a_role_that_migrates() {
+        let config = with_env("MIGRATE_DATABASE_URL", "postgresql://owner:hush@h/db").unwrap();
+        assert!(matches!(config.migrate_database_url, Some(DatabaseUrl::Postgres(_))));
+        for text in ["sqlite:a.db", "hush", "postgres://", "postgres://u:hush@h\n"] {
+            let message = message(with_env("MIGRATE_DATABASE_URL", text));
+            assert!(message.contains("environment MIGRATE_DATABASE_URL) must be postgres://"), "{message}");
+        }
+    }
+
+    #[test]
     fn a_password_in_a_database_url_is_never_shown() {
         for (text, shown) in [
             ("postgres://u:hush@h:5432/db", "postgres://u:***@h:5432/db"),
@@ -632,8 +694,10 @@ mod tests {
             ("postgres://u:a?hush@h/db", "postgres://***"),
             ("postgres://u:a#hu@sh@h/db", "postgres://***"),
         ] {
-            let config = with_env("DATABASE_URL", text).unwrap();
+            let config = bare(&here()).with_env("DATABASE_URL", text).with_env("MIGRATE_DATABASE_URL", text);
+            let config = Config::load(&config).unwrap();
             assert_eq!(listed(&config, "database_url").0.unwrap(), shown);
+            assert_eq!(listed(&config, "migrate_database_url").0.unwrap(), shown);
             assert_eq!(format!("{:?}", config.database_url), shown);
             assert!(!format!("{config:?}").contains("hush"));
         }
@@ -751,7 +815,7 @@ mod tests {
         }
         let known = "PATH HOME USER SHELL LOGNAME LANG LC_ALL TERM PWD OLDPWD HOSTNAME RUST_LOG RUST_BACKTRACE NO_COLOR TZ \
             APIKEY APP_KEY PORTS HOSTS DEBUGS KUBERNETES_PORT KUBERNETES_SERVICE_HOST DATABASE DATABASE_HOST PGHOST PGPASSWORD \
-            POSTGRES_PASSWORD OPENAI_API_KEY SSL_CERT_FILE DISPLAY NOTIFY_SOCKET LISTEN_FDS INVOCATION_ID LOG_FILE \
+            POSTGRES_PASSWORD POSTGRES_USER POSTGRES_DB POSTGRES_HOST POSTGRES_INITDB_ARGS OPENAI_API_KEY SSL_CERT_FILE DISPLAY NOTIFY_SOCKET LISTEN_FDS INVOCATION_ID LOG_FILE \
             LOG_DIR CARGO_MANIFEST_DIR LD_LIBRARY_PATH NODEBUG SECRETS XDG_RUNTIME_DIR log_levels";
         let dir = here();
         let sources = known.split_whitespace().fold(bare(&dir), |sources, name| sources.with_env(name, "x"));

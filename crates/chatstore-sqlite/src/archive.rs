@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
 use chatstore_core::ids::SessionId;
 use chatstore_core::json::RawJson;
+use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
 use chatstore_core::store::{Scope, StoreError};
@@ -98,7 +99,8 @@ impl ArchiveStore for SqliteStore {
                     last_seq,
                     limit
                 ];
-                reader.query(EXPORT_MESSAGES, params, map, Message::bytes)
+                let page = reader.query_bounded(EXPORT_MESSAGES, params, map, Message::bytes, PAGE_BYTES_MAX)?;
+                Ok(page.0)
             })
             .await
     }
@@ -152,6 +154,9 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
     {
         require_same(connection, session_no, seam)?;
     }
+    // A later part of the same archive says of the session what its first part said.
+    let times = |session: &Session| (session.updated_at, session.last_message_at);
+    let keeps_times = is_new || times(&stored) == times(&session);
     let mut imported = Imported { session: is_new, messages: 0 };
     for mut message in messages {
         if message.seq <= stored.last_seq {
@@ -166,7 +171,7 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
         message.deleted_at = message.deleted_at.or(stored.deleted_at);
         blank_if_deleted(&mut message);
         insert_message(connection, session_no, &message)?;
-        count(&mut stored, &message, is_new);
+        count(&mut stored, &message, keeps_times);
         imported.messages += 1;
     }
     if imported.messages > 0 {
@@ -191,8 +196,8 @@ fn require_same(connection: &Connection, session_no: i64, seam: &Message) -> Res
     Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into())
 }
 
-/// Moves the counters; a new session keeps the times it came with.
-fn count(session: &mut Session, message: &Message, is_new: bool) {
+/// Moves the counters, and the times unless the session keeps those it came with.
+fn count(session: &mut Session, message: &Message, keeps_times: bool) {
     session.last_seq = message.seq;
     if message.deleted_at.is_none() {
         session.message_count += 1;
@@ -201,7 +206,7 @@ fn count(session: &mut Session, message: &Message, is_new: bool) {
         // As after a deletion: a count was given, and nothing of it is left.
         session.token_count = plus_tokens(session.token_count, message.token_count.map(|_| 0));
     }
-    if !is_new {
+    if !keeps_times {
         session.updated_at = session.updated_at.max(message.updated_at);
         session.last_message_at = session.last_message_at.max(Some(message.created_at));
     }

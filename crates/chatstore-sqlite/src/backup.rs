@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use chatstore_core::migrations::OpenError;
 use rusqlite::{Connection, ErrorCode, params};
 
 use crate::connection;
-use crate::error::OpenError;
+use crate::error::{file_error, open_error, open_error_at};
 use crate::migrate::require_current;
 
 const VACUUM_INTO: &str = "vacuum into ?1";
@@ -40,8 +41,8 @@ pub fn backup(database: &Path, target: &Path) -> Result<Backup, OpenError> {
     })?;
     let copied = copy(database, &partial).and_then(|()| verify(&partial));
     let moved = copied.and_then(|backup| {
-        publish(&partial, target).map_err(|error| OpenError::io(target, &error))?;
-        sync_folder(target).map_err(|error| OpenError::io(target, &error))?;
+        publish(&partial, target).map_err(|error| file_error(target, &error))?;
+        sync_folder(target).map_err(|error| file_error(target, &error))?;
         Ok(backup)
     });
     let _ = std::fs::remove_file(&partial);
@@ -70,25 +71,25 @@ fn copy(database: &Path, partial: &Path) -> Result<(), OpenError> {
     let source = connection::open_reader(database)?;
     require_current(&source, database)?;
     // Nothing of ours is written: `vacuum into` counts as a write to the copy alone.
-    source.pragma_update(None, "query_only", false).map_err(OpenError::at(database))?;
+    source.pragma_update(None, "query_only", false).map_err(open_error_at(database))?;
     let name = partial.to_str().ok_or_else(|| OpenError::new("the name of a backup must be UTF-8"))?;
     source.execute(VACUUM_INTO, params![name]).map_err(|error| match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => OpenError::sqlite(partial, &error),
-        _ => OpenError::sqlite(database, &error),
+        Some(ErrorCode::DiskFull) => open_error(partial, &error),
+        _ => open_error(database, &error),
     })?;
-    File::open(partial).and_then(|file| file.sync_all()).map_err(|error| OpenError::io(partial, &error))
+    File::open(partial).and_then(|file| file.sync_all()).map_err(|error| file_error(partial, &error))
 }
 
 fn verify(partial: &Path) -> Result<Backup, OpenError> {
     let copy = connection::open_reader(partial)?;
-    let at = OpenError::at(partial);
+    let at = open_error_at(partial);
     require_current(&copy, partial)?;
     let verdict: String = copy.query_row(INTEGRITY_CHECK, (), |row| row.get(0)).map_err(&at)?;
     if verdict != "ok" {
         return Err(OpenError::new(format!("the copy is damaged and was dropped: {verdict}")));
     }
     let count = |copy: &Connection, sql| copy.query_row(sql, (), |row| row.get(0)).map_err(&at);
-    let bytes = std::fs::metadata(partial).map_err(|error| OpenError::io(partial, &error))?.len();
+    let bytes = std::fs::metadata(partial).map_err(|error| file_error(partial, &error))?.len();
     Ok(Backup { sessions: count(&copy, COUNT_SESSIONS)?, messages: count(&copy, COUNT_MESSAGES)?, bytes })
 }
 

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use chatstore_core::migrations::OpenError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::error::OpenError;
+use crate::error::{file_error, open_error, open_error_at};
 
 /// The first SQLite without the defect that can damage a WAL database written by several
 /// connections (sqlite.org/wal.html, "WAL-reset bug").
@@ -42,7 +43,7 @@ pub(crate) fn prepare_directory(path: &Path) -> Result<(), OpenError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|error| OpenError::io(folder, &error))
+    builder.create(folder).map_err(|error| file_error(folder, &error))
 }
 
 /// Makes an empty file for its owner alone; SQLite gives the files beside it the same mode.
@@ -61,7 +62,7 @@ pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
         Synchronous::Full => "full",
         Synchronous::Normal => "normal",
     };
-    set_up_writing(&connection, level).map_err(OpenError::at(path))?;
+    set_up_writing(&connection, level).map_err(open_error_at(path))?;
     Ok(connection)
 }
 
@@ -69,7 +70,7 @@ pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
 pub(crate) fn open_migrator(path: &Path) -> Result<Connection, OpenError> {
     if !path.exists() {
         match create_private(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(OpenError::io(path, &error)),
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(file_error(path, &error)),
             _ => {}
         }
     }
@@ -95,7 +96,7 @@ pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Resu
 /// Opens a connection that only reads; the file must exist.
 pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    connection.pragma_update(None, "query_only", true).map_err(OpenError::at(path))?;
+    connection.pragma_update(None, "query_only", true).map_err(open_error_at(path))?;
     Ok(connection)
 }
 
@@ -104,22 +105,22 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
         return Err(OpenError::new(format!("SQLite {} is too old; 3.51.3 is the least", rusqlite::version())));
     }
     let connection =
-        Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(OpenError::at(path))?;
+        Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(open_error_at(path))?;
     // SQLite falls back to reading alone; the operator is to know now, not at the first write.
-    let may_only_read = connection.is_readonly("main").map_err(OpenError::at(path))?;
+    let may_only_read = connection.is_readonly("main").map_err(open_error_at(path))?;
     if may_only_read && flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         let read_only = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None);
-        return Err(OpenError::sqlite(path, &read_only));
+        return Err(open_error(path, &read_only));
     }
     // Plans depend on the schema alone. Without it, a bound LIMIT is planned anew on every run.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(OpenError::at(path))?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(OpenError::at(path))?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(open_error_at(path))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error_at(path))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    connection.pragma_update(None, "temp_store", "memory").map_err(OpenError::at(path))?;
+    connection.pragma_update(None, "temp_store", "memory").map_err(open_error_at(path))?;
     connection
         .pragma_update_and_check(None, "mmap_size", 0, |_| Ok(()))
         .or_else(no_rows)
-        .map_err(OpenError::at(path))?;
+        .map_err(open_error_at(path))?;
     Ok(connection)
 }
 

@@ -2,64 +2,47 @@
 
 use std::path::{Path, PathBuf};
 
+use chatstore_core::migrations::OpenError;
 use chatstore_core::store::StoreError;
 use rusqlite::{Error, ErrorCode, ffi};
 
-/// Why a file cannot be opened as a store: a sentence for the operator.
-#[derive(Debug)]
-pub struct OpenError {
-    message: String,
+/// Why the operating system keeps a file from being used.
+pub(crate) fn file_error(path: &Path, error: &std::io::Error) -> OpenError {
+    OpenError::new(format!("cannot use {}: {error}", path.display()))
 }
 
-impl OpenError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
-    }
-
-    pub(crate) fn io(path: &Path, error: &std::io::Error) -> Self {
-        Self::new(format!("cannot use {}: {error}", path.display()))
-    }
-
-    pub(crate) fn sqlite(path: &Path, error: &Error) -> Self {
-        let shown = path.display();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => {
-                Self::new(format!("{shown} is not a SQLite database; name another file in DATABASE_URL"))
-            }
-            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-                Self::new(format!("{shown} or its folder cannot be written; check their owner and permissions"))
-            }
-            Some(ErrorCode::CannotOpen) => Self::new(format!(
-                "{shown} cannot be opened; check that the file exists and that it and its folder can be read and written"
-            )),
-            Some(ErrorCode::DatabaseCorrupt) => Self::new(format!("{shown} is damaged; restore a backup")),
-            Some(ErrorCode::SystemIoFailure)
-                if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMMAP) =>
-            {
-                Self::new(format!("the file system of {shown} cannot hold a write-ahead log; use a local disk"))
-            }
-            Some(ErrorCode::DiskFull) => Self::new(format!("the disk of {shown} is full")),
-            Some(ErrorCode::DatabaseBusy) => {
-                Self::new(format!("{shown} is locked by another process; try again when it has finished"))
-            }
-            _ => Self::new(format!("{shown} cannot be used: {error}")),
+/// Why SQLite cannot use the file, and what to do.
+pub(crate) fn open_error(path: &Path, error: &Error) -> OpenError {
+    let shown = path.display();
+    OpenError::new(match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            format!("{shown} is not a SQLite database; name another file in DATABASE_URL")
         }
-    }
-
-    /// Maps an error of SQLite on this file.
-    pub(crate) fn at(path: &Path) -> impl Fn(Error) -> Self {
-        let path = PathBuf::from(path);
-        move |error| Self::sqlite(&path, &error)
-    }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            format!("{shown} or its folder cannot be written; check their owner and permissions")
+        }
+        Some(ErrorCode::CannotOpen) => format!(
+            "{shown} cannot be opened; check that the file exists and that it and its folder can be read and written"
+        ),
+        Some(ErrorCode::DatabaseCorrupt) => format!("{shown} is damaged; restore a backup"),
+        Some(ErrorCode::SystemIoFailure)
+            if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMMAP) =>
+        {
+            format!("the file system of {shown} cannot hold a write-ahead log; use a local disk")
+        }
+        Some(ErrorCode::DiskFull) => format!("the disk of {shown} is full"),
+        Some(ErrorCode::DatabaseBusy) => {
+            format!("{shown} is locked by another process; try again when it has finished")
+        }
+        _ => format!("{shown} cannot be used: {error}"),
+    })
 }
 
-impl std::fmt::Display for OpenError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
+/// Maps an error of SQLite on this file.
+pub(crate) fn open_error_at(path: &Path) -> impl Fn(Error) -> OpenError {
+    let path = PathBuf::from(path);
+    move |error| open_error(&path, &error)
 }
-
-impl std::error::Error for OpenError {}
 
 /// What an error of SQLite means for the store.
 #[derive(Debug, PartialEq, Eq)]

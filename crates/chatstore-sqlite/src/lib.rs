@@ -26,11 +26,12 @@ use chatstore_core::page::CursorKey;
 use chatstore_core::store::{Store, StoreError, StoreStats};
 
 pub use backup::{Backup, backup};
+pub use chatstore_core::migrations::{MigrationStatus, OpenError};
 pub use connection::{Synchronous, sqlite_version};
-pub use error::OpenError;
 pub use lock::{LockFile, lock_path};
-pub use migrate::{MigrationStatus, migrate, migration_status};
+pub use migrate::{migrate, migration_status};
 
+use error::file_error;
 use reader::Readers;
 use writer::Writer;
 use writer::checkpoint::Checkpointer;
@@ -84,7 +85,7 @@ impl SqliteStore {
         migrate::require_current(&connection, &options.path)?;
         let readers = Readers::open(&options.path, options.readers)?;
         let shared = Arc::new(writer::Shared::default());
-        let io = |error| OpenError::io(&options.path, &error);
+        let io = |error| file_error(&options.path, &error);
         let checkpointer = match options.exclusive {
             true => {
                 let connection = connection::open_writer(&options.path, options.synchronous)?;

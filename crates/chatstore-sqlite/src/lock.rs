@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use crate::error::OpenError;
+use chatstore_core::migrations::OpenError;
+
+use crate::error::file_error;
 
 /// The held lock; the system releases it when the process ends, however it ends.
 #[derive(Debug)]
@@ -34,15 +36,15 @@ impl LockFile {
             .create(true)
             .truncate(false)
             .open(&path)
-            .map_err(|error| OpenError::io(&path, &error))?;
+            .map_err(|error| file_error(&path, &error))?;
         match file.try_lock() {
             Ok(()) => {
                 let mut lock = Self { file, command };
-                lock.write("").map_err(|error| OpenError::io(&path, &error))?;
+                lock.write("").map_err(|error| file_error(&path, &error))?;
                 Ok(lock)
             }
             Err(TryLockError::WouldBlock) => Err(held(database, &path)),
-            Err(TryLockError::Error(error)) => Err(OpenError::io(&path, &error)),
+            Err(TryLockError::Error(error)) => Err(file_error(&path, &error)),
         }
     }
 

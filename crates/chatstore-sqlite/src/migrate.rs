@@ -2,24 +2,14 @@
 
 use std::path::Path;
 
-use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
+use chatstore_core::migrations::{self, AppliedMigration, Migration, MigrationStatus, OpenError};
 use chatstore_core::projects::DEFAULT_PROJECT;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
-use sha2::{Digest as _, Sha256};
 
 use crate::connection;
-use crate::error::OpenError;
-
-/// One step of the schema. Applied steps never change; a later one mends.
-struct Migration {
-    version: i64,
-    name: &'static str,
-    sql: &'static str,
-    /// The oldest schema whose binaries still work after this step: it rises only when a
-    /// contraction takes away what they use.
-    serves_from: i64,
-}
+use crate::error::open_error_at;
 
 const MIGRATIONS: &[Migration] =
     &[Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 }];
@@ -43,25 +33,6 @@ const INSERT_MIGRATION: &str =
 const INSERT_INSTALLATION: &str = "insert into installation (only_row, cursor_secret, created_at) values (1, ?1, ?2)";
 const INSERT_DEFAULT_PROJECT: &str = "insert into projects (project_id, name, created_at) values (?1, ?2, ?3)";
 
-/// A step and whether it is in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MigrationStatus {
-    /// Its number, from 1.
-    pub version: i64,
-    /// Its name.
-    pub name: String,
-    /// When it was applied; `None` while it is pending.
-    pub applied_at: Option<Timestamp>,
-}
-
-struct Applied {
-    version: i64,
-    name: String,
-    checksum: String,
-    serves_from: i64,
-    applied_at: i64,
-}
-
 /// Applies what is pending to the file at `path`, made if absent, and returns the names of the
 /// steps applied.
 ///
@@ -71,13 +42,12 @@ pub fn migrate(path: &Path, ctx: &Ctx) -> Result<Vec<&'static str>, OpenError> {
     connection::prepare_directory(path)?;
     let mut connection = connection::open_migrator(path)?;
     refuse_foreign(&connection, path)?;
-    connection::set_up_writing(&connection, "full").map_err(OpenError::at(path))?;
-    let at = OpenError::at(path);
+    connection::set_up_writing(&connection, "full").map_err(open_error_at(path))?;
+    let at = open_error_at(path);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&at)?;
     let applied = applied(&transaction, path)?;
-    refuse_unfit(&applied, path)?;
-    let newest = applied.last().map_or(0, |step| step.version);
-    let pending: Vec<&Migration> = MIGRATIONS.iter().filter(|step| step.version > newest).collect();
+    migrations::refuse_unfit(MIGRATIONS, &applied, path.display())?;
+    let pending = migrations::pending(MIGRATIONS, &applied);
     for step in &pending {
         apply(&transaction, step, ctx).map_err(&at)?;
     }
@@ -98,31 +68,15 @@ pub fn migration_status(path: &Path) -> Result<Vec<MigrationStatus>, OpenError> 
     } else {
         Vec::new()
     };
-    let pending = MIGRATIONS.iter().filter(|step| applied.iter().all(|other| other.version != step.version));
-    let pending: Vec<_> = pending
-        .map(|step| MigrationStatus { version: step.version, name: step.name.to_owned(), applied_at: None })
-        .collect();
-    let applied = applied.into_iter().map(|step| MigrationStatus {
-        version: step.version,
-        name: step.name,
-        applied_at: Timestamp::from_micros(step.applied_at),
-    });
-    Ok(applied.chain(pending).collect())
+    Ok(migrations::status(MIGRATIONS, applied))
 }
 
 /// Refuses a file that this binary cannot serve as it is.
 pub(crate) fn require_current(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     refuse_foreign(connection, path)?;
     let applied = applied(connection, path)?;
-    refuse_unfit(&applied, path)?;
-    let pending = MIGRATIONS.iter().filter(|step| applied.iter().all(|other| other.version != step.version)).count();
-    if pending > 0 {
-        return Err(OpenError::new(format!(
-            "{} lacks {pending} migration(s); run `chatstore migrate up` or start with AUTO_MIGRATE=true",
-            path.display()
-        )));
-    }
-    Ok(())
+    migrations::refuse_unfit(MIGRATIONS, &applied, path.display())?;
+    migrations::refuse_pending(MIGRATIONS, &applied, path.display())
 }
 
 fn apply(transaction: &Connection, step: &Migration, ctx: &Ctx) -> Result<(), rusqlite::Error> {
@@ -134,14 +88,13 @@ fn apply(transaction: &Connection, step: &Migration, ctx: &Ctx) -> Result<(), ru
         transaction.execute(INSERT_INSTALLATION, params![ctx.random::<32>(), now])?;
         transaction.execute(INSERT_DEFAULT_PROJECT, params![ProjectId::DEFAULT.as_bytes(), DEFAULT_PROJECT, now])?;
     }
-    transaction
-        .execute(INSERT_MIGRATION, params![step.version, step.name, checksum(step.sql), step.serves_from, now])?;
+    transaction.execute(INSERT_MIGRATION, params![step.version, step.name, step.checksum(), step.serves_from, now])?;
     Ok(())
 }
 
 /// Refuses a file with tables that are not ours: nothing is ever written into it.
 fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let at = OpenError::at(path);
+    let at = open_error_at(path);
     let map = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i32>(0)?, row.get::<_, i64>(1)?));
     let (id, tables) = connection.query_row(SELECT_OWNER, (), map).map_err(&at)?;
     if id != APPLICATION_ID && (id != 0 || tables > 0) {
@@ -153,8 +106,8 @@ fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError>
     Ok(())
 }
 
-fn applied(connection: &Connection, path: &Path) -> Result<Vec<Applied>, OpenError> {
-    let at = OpenError::at(path);
+fn applied(connection: &Connection, path: &Path) -> Result<Vec<AppliedMigration>, OpenError> {
+    let at = open_error_at(path);
     let table = connection
         .query_row("select 1 from sqlite_schema where name = 'schema_migrations'", (), |_| Ok(()))
         .optional()
@@ -164,7 +117,7 @@ fn applied(connection: &Connection, path: &Path) -> Result<Vec<Applied>, OpenErr
     }
     let mut statement = connection.prepare(SELECT_MIGRATIONS).map_err(&at)?;
     let rows = statement.query_map((), |row| {
-        Ok(Applied {
+        Ok(AppliedMigration {
             version: row.get(0)?,
             name: row.get(1)?,
             checksum: row.get(2)?,
@@ -173,34 +126,6 @@ fn applied(connection: &Connection, path: &Path) -> Result<Vec<Applied>, OpenErr
         })
     });
     rows.and_then(Iterator::collect).map_err(&at)
-}
-
-fn refuse_unfit(applied: &[Applied], path: &Path) -> Result<(), OpenError> {
-    let known = MIGRATIONS.last().map_or(0, |step| step.version);
-    let needed = applied.iter().map(|step| step.serves_from).max().unwrap_or(0);
-    if needed > known {
-        return Err(OpenError::new(format!(
-            "{} has schema {}, made by a newer Chatstore; this one knows schema {known}: upgrade it",
-            path.display(),
-            applied.last().map_or(0, |step| step.version),
-        )));
-    }
-    for step in MIGRATIONS {
-        let changed = applied.iter().any(|other| other.version == step.version && other.checksum != checksum(step.sql));
-        if changed {
-            return Err(OpenError::new(format!(
-                "{} was migrated by another build: migration {} `{}` differs from this binary's",
-                path.display(),
-                step.version,
-                step.name
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn checksum(sql: &str) -> String {
-    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use crate::writer::Kind;
 
 const INSERT_PROJECT: &str = "insert into projects (project_id, name, created_at) values (?1, ?2, ?3)";
 const SELECT_PROJECT: &str = "select project_id, name, created_at from projects where name = ?1";
+const LIST_PROJECTS: &str = "select project_id, name, created_at from projects order by created_at, project_id";
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] = &[INSERT_PROJECT, SELECT_PROJECT];
+pub(crate) const STATEMENTS: &[&str] = &[INSERT_PROJECT, SELECT_PROJECT, LIST_PROJECTS];
 
 #[async_trait]
 impl ProjectStore for SqliteStore {
@@ -33,6 +34,11 @@ impl ProjectStore for SqliteStore {
     async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
         let name = name.to_owned();
         self.readers.read(move |reader| reader.query_row(SELECT_PROJECT, params![name], project_row)).await
+    }
+
+    async fn list_projects(&self) -> Result<Vec<Project>, StoreError> {
+        let bytes = |project: &Project| project.name.len();
+        self.readers.read(move |reader| reader.query(LIST_PROJECTS, (), project_row, bytes)).await
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use chatstore_core::migrations::OpenError;
 use chatstore_core::store::StoreError;
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Params, Row, ffi};
 use tokio::sync::Semaphore;
 
 use crate::connection;
-use crate::error::{OpenError, store_error};
+use crate::error::{open_error_at, store_error};
 use crate::writer::Failure;
 
 /// Instructions of SQLite's machine between two looks at the budget.
@@ -91,7 +92,7 @@ impl Reader {
         let mut connection = connection::open_reader(path)?;
         let budget = Arc::new(Budget::new());
         let watched = budget.clone();
-        connection.progress_handler(STEPS_A_LOOK, Some(move || watched.is_over())).map_err(OpenError::at(path))?;
+        connection.progress_handler(STEPS_A_LOOK, Some(move || watched.is_over())).map_err(open_error_at(path))?;
         Ok(Self { connection, budget })
     }
 

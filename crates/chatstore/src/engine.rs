@@ -1,83 +1,165 @@
 //! Which engine stands behind a database URL: the one place that names engines.
 
-use std::path::{Path, PathBuf};
+mod postgres;
+mod sqlite;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
 use chatstore_core::clock::Ctx;
+use chatstore_core::migrations::MigrationStatus;
 use chatstore_core::store::Store;
-use chatstore_server::config::{Config, DatabaseUrl, SqliteSynchronous};
-use chatstore_sqlite::{LockFile, SqliteOptions, SqliteStore, Synchronous};
+use chatstore_server::config::{Config, DatabaseUrl};
+use chatstore_sqlite::{Backup, LockFile};
 
-/// A store opened for a command, and the lock that keeps others away, if the command needs it.
+/// A store opened for a command.
 pub(crate) struct OpenStore {
     pub(crate) store: Arc<dyn Store>,
+    /// Keeps other processes away as long as it is held; nothing where several may serve.
     pub(crate) lock: Option<LockFile>,
-    pub(crate) path: PathBuf,
+    /// The database as it is shown to people, without a password.
+    pub(crate) shown: String,
 }
 
-/// Takes the lock of the one process that serves or imports.
-pub(crate) fn lock(config: &Config, command: &'static str) -> anyhow::Result<LockFile> {
-    let path = database_path(config)?;
-    chatstore_sqlite::prepare_directory(path)?;
-    Ok(LockFile::acquire(path, command)?)
+/// What is done about a database that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// It is made.
+    Make,
+    /// The command stops: it wants what is in it.
+    Refuse,
 }
 
-/// The database file.
-pub(crate) fn database_path(config: &Config) -> anyhow::Result<&Path> {
-    match &config.database_url {
-        DatabaseUrl::Sqlite(path) => Ok(path),
-        DatabaseUrl::Postgres(_) => {
-            bail!("DATABASE_URL names PostgreSQL, which this version does not serve yet; use sqlite:PATH")
-        }
+/// Takes the lock of the one process that serves or imports, where the engine needs one.
+pub(crate) fn lock(config: &Config, command: &'static str) -> anyhow::Result<Option<LockFile>> {
+    lock_url(&config.database_url, command)
+}
+
+fn lock_url(url: &DatabaseUrl, command: &'static str) -> anyhow::Result<Option<LockFile>> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::lock(path, command).map(Some),
+        DatabaseUrl::Postgres(_) => Ok(None),
     }
 }
 
 /// Opens the store for the process that holds the lock; migrates it first if it may.
-pub(crate) fn open_exclusive(config: &Config, ctx: &Ctx, lock: LockFile) -> anyhow::Result<OpenStore> {
-    let path = database_path(config)?;
-    if config.auto_migrate || !path.exists() {
-        chatstore_sqlite::migrate(path, ctx)?;
+pub(crate) async fn open_exclusive(config: &Config, ctx: &Ctx, lock: Option<LockFile>) -> anyhow::Result<OpenStore> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => sqlite::open_exclusive(path, config, ctx, lock),
+        DatabaseUrl::Postgres(url) => postgres::open(url, postgres::migrator(config, url), config, ctx).await,
     }
-    let store = SqliteStore::open(&options(config, path, true))?;
-    Ok(OpenStore { store: Arc::new(store), lock: Some(lock), path: path.to_owned() })
 }
 
-/// Opens the store beside a server that may be running. An absent or old file is first made or
-/// migrated, for which no server may be running.
-pub(crate) fn open_shared(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
-    let path = database_path(config)?;
-    let pending = chatstore_sqlite::migration_status(path)?.iter().any(|step| step.applied_at.is_none());
-    if pending && (config.auto_migrate || !path.exists()) {
-        chatstore_sqlite::prepare_directory(path)?;
-        let _lock = LockFile::acquire(path, "migrate")?;
-        chatstore_sqlite::migrate(path, ctx)?;
+/// The same for a server: it waits a while for a database that is only about to come up.
+pub(crate) async fn open_patiently(config: &Config, ctx: &Ctx, lock: Option<LockFile>) -> anyhow::Result<OpenStore> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => sqlite::open_exclusive(path, config, ctx, lock),
+        DatabaseUrl::Postgres(url) => postgres::open_patiently(url, postgres::migrator(config, url), config, ctx).await,
     }
-    let store = SqliteStore::open(&options(config, path, false))?;
-    Ok(OpenStore { store: Arc::new(store), lock: None, path: path.to_owned() })
 }
 
-/// Opens a store that must exist, beside a server that may be running.
-pub(crate) fn open_existing(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
-    let path = database_path(config)?;
-    if !path.exists() {
-        bail!("there is no database at {}; set DATABASE_URL to the one you mean", path.display());
+/// Opens the store beside servers that may be running, and migrates it first if it may.
+pub(crate) async fn open_shared(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => sqlite::open_shared(path, config, ctx),
+        DatabaseUrl::Postgres(url) => postgres::open(url, postgres::migrator(config, url), config, ctx).await,
     }
-    open_shared(config, ctx)
 }
 
-fn options(config: &Config, path: &Path, exclusive: bool) -> SqliteOptions {
-    let mut options = SqliteOptions::new(path);
-    options.exclusive = exclusive;
-    options.synchronous = match config.sqlite_synchronous {
-        SqliteSynchronous::Full => Synchronous::Full,
-        SqliteSynchronous::Normal => Synchronous::Normal,
-    };
-    options.write_queue_max = config.sqlite_write_queue_max;
-    options.batch_max = config.sqlite_batch_max;
-    options.readers = match config.sqlite_readers {
-        0 => std::thread::available_parallelism().map_or(4, |cores| cores.get().max(4)),
-        readers => readers,
-    };
-    options
+/// Opens a store that must exist, beside servers that may be running.
+pub(crate) async fn open_existing(config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
+    require_existing(&config.database_url).await?;
+    open_shared(config, ctx).await
+}
+
+/// Opens the database at any URL for `command` as the only process that writes to it: with the
+/// lock, where the engine has one, which names `command` to those it keeps away. It is migrated
+/// first as `auto_migrate` says, by the role of `url` itself; everything else is as in the
+/// settings.
+///
+/// # Errors
+/// A sentence for the operator: the database is in use, cannot be reached, is absent though it
+/// must not be, belongs to another program or is not fit for this binary.
+pub(crate) async fn open_url(
+    url: &DatabaseUrl,
+    absent: Absent,
+    command: &'static str,
+    config: &Config,
+    ctx: &Ctx,
+) -> anyhow::Result<OpenStore> {
+    if absent == Absent::Refuse && !exists(url).await? {
+        bail!("there is no database of Chatstore at {}", shown(url));
+    }
+    let lock = lock_url(url, command)?;
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::open_exclusive(path, config, ctx, lock),
+        DatabaseUrl::Postgres(url) => postgres::open(url, url, config, ctx).await,
+    }
+}
+
+async fn exists(url: &DatabaseUrl) -> anyhow::Result<bool> {
+    match url {
+        DatabaseUrl::Sqlite(path) => Ok(path.exists()),
+        DatabaseUrl::Postgres(url) => postgres::exists(url).await,
+    }
+}
+
+/// The database as it is shown to people.
+fn shown(url: &DatabaseUrl) -> String {
+    match url {
+        DatabaseUrl::Sqlite(path) => path.display().to_string(),
+        DatabaseUrl::Postgres(url) => chatstore_postgres::shown(url.expose()),
+    }
+}
+
+/// Refuses a database that is not there, so that none is made by mistake.
+async fn require_existing(url: &DatabaseUrl) -> anyhow::Result<()> {
+    if !exists(url).await? {
+        bail!("there is no database of Chatstore at {}; set DATABASE_URL to the one you mean", shown(url));
+    }
+    Ok(())
+}
+
+/// Every step of the schema, oldest first.
+pub(crate) async fn migration_status(config: &Config) -> anyhow::Result<Vec<MigrationStatus>> {
+    Ok(match &config.database_url {
+        DatabaseUrl::Sqlite(path) => chatstore_sqlite::migration_status(path)?,
+        DatabaseUrl::Postgres(url) => {
+            chatstore_postgres::migration_status(postgres::migrator(config, url).expose()).await?
+        }
+    })
+}
+
+/// Applies what is pending; gives back the names of the steps and the database as it is shown.
+pub(crate) async fn migrate(config: &Config, ctx: &Ctx) -> anyhow::Result<(Vec<&'static str>, String)> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => {
+            let _lock = sqlite::lock(path, "migrate")?;
+            Ok((chatstore_sqlite::migrate(path, ctx)?, path.display().to_string()))
+        }
+        DatabaseUrl::Postgres(url) => {
+            let url = postgres::migrator(config, url).expose();
+            Ok((chatstore_postgres::migrate(url, ctx).await?, chatstore_postgres::shown(url)))
+        }
+    }
+}
+
+/// Writes a checked copy of the database to `file`.
+pub(crate) async fn backup(config: &Config, file: &Path) -> anyhow::Result<Backup> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => {
+            require_existing(&config.database_url).await?;
+            Ok(chatstore_sqlite::backup(path, file)?)
+        }
+        DatabaseUrl::Postgres(_) => bail!(
+            "PostgreSQL has its own tool for backups: pg_dump --format=custom --file={} --dbname=URL",
+            file.display()
+        ),
+    }
+}
+
+/// The engines in this binary.
+pub(crate) fn compiled_in() -> String {
+    format!("SQLite {}, PostgreSQL 16 and newer", chatstore_sqlite::sqlite_version())
 }

@@ -50,7 +50,7 @@ pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<()> {
         bail!("{} exists; name another file, or replace it with --force", file.display());
     }
     let ctx = Ctx::system();
-    let open = engine::open_existing(&config, &ctx)?;
+    let open = engine::open_existing(&config, &ctx).await?;
     let result = run(open.store.as_ref(), &args.project, file.as_deref()).await;
     open.store.close().await;
     result

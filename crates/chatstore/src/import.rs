@@ -6,8 +6,6 @@ mod direct;
 mod http;
 mod lines;
 pub(crate) mod progress;
-#[cfg(unix)]
-mod unix_socket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

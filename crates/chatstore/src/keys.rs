@@ -58,8 +58,8 @@ pub(crate) async fn keys(action: KeysAction) -> anyhow::Result<()> {
     };
     let config = settings.load()?;
     let open = match &action {
-        KeysAction::Create { .. } => engine::open_shared(&config, &ctx)?,
-        KeysAction::List { .. } | KeysAction::Revoke { .. } => engine::open_existing(&config, &ctx)?,
+        KeysAction::Create { .. } => engine::open_shared(&config, &ctx).await?,
+        KeysAction::List { .. } | KeysAction::Revoke { .. } => engine::open_existing(&config, &ctx).await?,
     };
     let store = open.store.as_ref();
     let result = match action {

@@ -1,7 +1,10 @@
 //! The binary: `serve` and the tools around it.
 
+mod agent;
+mod copy;
 mod engine;
 mod export;
+mod health;
 mod import;
 mod keys;
 mod maintenance;
@@ -49,6 +52,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Write every conversation of a project as JSON Lines; works beside a running server.
     Export(export::ExportArgs),
+    /// Copy everything from one database into another, such as from SQLite to PostgreSQL.
+    Copy(copy::CopyArgs),
     /// Write a checked copy of the database; works beside a running server.
     Backup {
         /// The file to write; it must not exist.
@@ -56,9 +61,11 @@ enum Command {
         #[command(flatten)]
         settings: StoreSettings,
     },
+    /// Ask a running server whether it is ready: exit status 0 if so, else 1.
+    Health(health::HealthArgs),
     /// Print the OpenAPI document.
     Openapi,
-    /// Print the version of the program and of its engine.
+    /// Print the version of the program and its engines.
     Version,
     /// Print a script that completes commands in a shell.
     Completions {
@@ -85,7 +92,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(settings) => maintenance::print_config(&settings)?,
         Command::Import(args) => return import::import(args),
         Command::Export(args) => export::export(args)?,
+        Command::Copy(args) => return copy::copy(args),
         Command::Backup { file, settings } => maintenance::backup(&file, &settings)?,
+        Command::Health(args) => health::health(&args)?,
         Command::Openapi => settings::print(&chatstore_server::openapi::document_text())?,
         Command::Version => settings::print(&version())?,
         Command::Completions { shell } => {
@@ -98,7 +107,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn version() -> String {
-    format!("chatstore {} (SQLite {})\n", env!("CARGO_PKG_VERSION"), chatstore_sqlite::sqlite_version())
+    format!("chatstore {} ({})\n", env!("CARGO_PKG_VERSION"), engine::compiled_in())
 }
 
 #[cfg(test)]

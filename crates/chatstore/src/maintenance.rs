@@ -2,28 +2,27 @@
 
 use std::path::Path;
 
-use anyhow::bail;
 use chatstore_core::clock::Ctx;
-use chatstore_sqlite::LockFile;
 use clap::Subcommand;
 
-use crate::engine::database_path;
+use crate::engine;
 use crate::settings::{ServeSettings, StoreSettings, print};
 
 #[derive(Subcommand)]
 pub(crate) enum MigrateAction {
     /// Show which migrations are applied; works beside a running server.
     Status(StoreSettings),
-    /// Apply what is pending; no server may be running.
+    /// Apply what is pending; on SQLite no server may be running.
     Up(StoreSettings),
 }
 
-pub(crate) fn migrate(action: MigrateAction) -> anyhow::Result<()> {
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn migrate(action: MigrateAction) -> anyhow::Result<()> {
     match action {
         MigrateAction::Status(settings) => {
             let config = settings.load()?;
             let mut text = String::new();
-            for step in chatstore_sqlite::migration_status(database_path(&config)?)? {
+            for step in engine::migration_status(&config).await? {
                 let state = step.applied_at.map_or("pending".to_owned(), |at| format!("applied {at}"));
                 text.push_str(&format!("{:04} {:<24} {state}\n", step.version, step.name));
             }
@@ -31,26 +30,20 @@ pub(crate) fn migrate(action: MigrateAction) -> anyhow::Result<()> {
         }
         MigrateAction::Up(settings) => {
             let config = settings.load()?;
-            let path = database_path(&config)?;
-            chatstore_sqlite::prepare_directory(path)?;
-            let _lock = LockFile::acquire(path, "migrate")?;
-            let applied = chatstore_sqlite::migrate(path, &Ctx::system())?;
+            let (applied, shown) = engine::migrate(&config, &Ctx::system()).await?;
             match applied.as_slice() {
-                [] => eprintln!("{} is up to date.", path.display()),
-                names => eprintln!("Applied to {}: {}.", path.display(), names.join(", ")),
+                [] => eprintln!("{shown} is up to date."),
+                names => eprintln!("Applied to {shown}: {}.", names.join(", ")),
             }
         }
     }
     Ok(())
 }
 
-pub(crate) fn backup(file: &Path, settings: &StoreSettings) -> anyhow::Result<()> {
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn backup(file: &Path, settings: &StoreSettings) -> anyhow::Result<()> {
     let config = settings.load()?;
-    let path = database_path(&config)?;
-    if !path.exists() {
-        bail!("there is no database at {}; set DATABASE_URL to the one you mean", path.display());
-    }
-    let made = chatstore_sqlite::backup(path, file)?;
+    let made = engine::backup(&config, file).await?;
     eprintln!(
         "Wrote and checked {}: {} sessions, {} messages, {} bytes.",
         file.display(),

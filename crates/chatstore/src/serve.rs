@@ -54,8 +54,14 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let mut lock = engine::lock(config, "serve")?;
     let listener = bind(config).await?;
     let url = listener.local_addr();
-    lock.announce(&reachable(&url)).context("cannot write the lock file")?;
-    let OpenStore { store, lock, path } = engine::open_exclusive(config, &ctx, lock)?;
+    if let Some(lock) = &mut lock {
+        lock.announce(&reachable(&url)).context("cannot write the lock file")?;
+    }
+    let opened = tokio::select! {
+        opened = engine::open_patiently(config, &ctx, lock) => opened?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let OpenStore { store, lock, shown } = opened;
     let root_key = match config.api_key.as_ref().map(Secret::expose) {
         Some(key) if is_stored(store.as_ref(), key).await? => {
             tracing::warn!("API_KEY holds a stored key: its own scopes, user and expiry count, not all scopes");
@@ -69,8 +75,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         Some(_) => None,
         None => make_first_key(&app).await?,
     };
-    tracing::info!(url, database = %path.display(), version = env!("CARGO_PKG_VERSION"), "listening");
-    greet(&url, &path, root_key.is_some(), first_key.as_ref());
+    tracing::info!(url, database = shown, version = env!("CARGO_PKG_VERSION"), "listening");
+    greet(&url, &shown, root_key.is_some(), first_key.as_ref());
     let limits = listener_limits(config);
     listener::serve(listener, router::router(app), limits, shutdown).await;
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await;
@@ -158,13 +164,13 @@ async fn make_first_key(app: &App) -> anyhow::Result<Option<PresentedKey>> {
 }
 
 /// The address as this host reaches it.
-fn reachable(url: &str) -> String {
+pub(crate) fn reachable(url: &str) -> String {
     url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 }
 
 /// Tells a person where everything is: on standard error, apart from the log. A new key is shown
 /// there always, the rest only to a terminal.
-fn greet(url: &str, path: &std::path::Path, has_root_key: bool, first_key: Option<&PresentedKey>) {
+fn greet(url: &str, database: &str, has_root_key: bool, first_key: Option<&PresentedKey>) {
     let mut err = std::io::stderr().lock();
     if first_key.is_none() && !err.is_terminal() {
         return;
@@ -183,11 +189,10 @@ fn greet(url: &str, path: &std::path::Path, has_root_key: bool, first_key: Optio
         None => "$API_KEY",
     };
     let text = format!(
-        "\n  Chatstore {version}\n\n  Docs  {base}/docs\n  Data  {data}\n  Key   {key}\n\n  Try it:\n  \
+        "\n  Chatstore {version}\n\n  Docs  {base}/docs\n  Data  {database}\n  Key   {key}\n\n  Try it:\n  \
          {curl} -H 'X-API-Key: {sample}' -H 'Content-Type: application/json' \
          -d '{{\"session_name\": \"Hello\"}}' {base}/api/v1/sessions\n\n",
         version = env!("CARGO_PKG_VERSION"),
-        data = path.display(),
     );
     let text =
         if first_key.is_none() { text.replace("'X-API-Key: $API_KEY'", "\"X-API-Key: $API_KEY\"") } else { text };

@@ -12,7 +12,8 @@ pub(crate) struct ServeSettings(Sources);
 pub(crate) struct StoreSettings(Sources);
 
 /// The flags such a command takes; the environment and files give it all the others.
-const STORE_FLAGS: [&str; 4] = ["config", "env_file", "database_url", "database_url_file"];
+const STORE_FLAGS: [&str; 6] =
+    ["config", "env_file", "database_url", "database_url_file", "migrate_database_url", "migrate_database_url_file"];
 
 impl ServeSettings {
     pub(crate) fn load(&self) -> Result<Config, ConfigError> {

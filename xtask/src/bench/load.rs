@@ -15,7 +15,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{client::Connection, histogram::Histogram, server_process::ServerProcess};
+use super::{
+    client::Connection,
+    cpu::{self, CpuTimes},
+    histogram::Histogram,
+    postgres::DatabaseServer,
+    server_process::ServerProcess,
+};
 
 /// How long the last answers may take after the end of a run.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,29 +34,44 @@ pub(super) type Requests = Rc<Vec<Vec<u8>>>;
 #[derive(Clone)]
 pub(super) struct Load<'a> {
     pub(super) server: &'a ServerProcess,
+    /// The database behind the server, if it is another process.
+    pub(super) database: Option<&'a DatabaseServer>,
     pub(super) requests: Requests,
     pub(super) connections: usize,
     pub(super) warmup: Duration,
     pub(super) measure: Duration,
 }
 
+impl Load<'_> {
+    /// The CPU times so far.
+    fn cpu(&self) -> Result<CpuTimes> {
+        Ok(CpuTimes {
+            server: self.server.cpu()?,
+            database: self.database.map_or(Ok(Duration::ZERO), DatabaseServer::cpu)?,
+            generator: cpu::of_process(std::process::id())?,
+        })
+    }
+}
+
 /// What a run saw after its warm-up.
 pub(super) struct Run {
+    pub(super) requests: u64,
+    /// Empty where single requests are not timed.
     pub(super) histogram: Histogram,
     pub(super) seconds: f64,
-    pub(super) cpu: Duration,
+    pub(super) cpu: CpuTimes,
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
 }
 
 impl Run {
     pub(super) fn throughput(&self) -> f64 {
-        self.histogram.total() as f64 / self.seconds
+        self.requests as f64 / self.seconds
     }
 
-    /// The server's CPU time a request, in microseconds.
-    pub(super) fn cpu_us(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.histogram.total().max(1) as f64
+    /// A share of the CPU time as microseconds a request.
+    pub(super) fn us_per_request(&self, share: Duration) -> f64 {
+        share.as_secs_f64() * 1e6 / self.requests.max(1) as f64
     }
 }
 
@@ -103,19 +124,21 @@ impl Progress {
     }
 
     /// Lets the warm-up pass, records for the measured time, and stops.
-    async fn observe(&self, load: &Load<'_>) -> Result<(f64, Duration)> {
+    async fn observe(&self, load: &Load<'_>) -> Result<(f64, CpuTimes)> {
         sleep(load.warmup).await;
-        let (started, cpu) = (Instant::now(), load.server.cpu()?);
+        let (started, cpu) = (Instant::now(), load.cpu()?);
         self.recording.set(true);
         sleep(load.measure).await;
         self.recording.set(false);
         self.stopped.set(true);
-        Ok((started.elapsed().as_secs_f64(), load.server.cpu()?.saturating_sub(cpu)))
+        Ok((started.elapsed().as_secs_f64(), load.cpu()?.since(cpu)))
     }
 
-    fn finish(&self, seconds: f64, cpu: Duration) -> Run {
+    fn finish(&self, seconds: f64, cpu: CpuTimes) -> Run {
+        let histogram = self.histogram.borrow().clone();
         Run {
-            histogram: self.histogram.borrow().clone(),
+            requests: histogram.total(),
+            histogram,
             seconds,
             cpu,
             errors: self.errors.get(),

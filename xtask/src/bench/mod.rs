@@ -1,24 +1,27 @@
 //! `cargo xtask bench`: what the release binary costs and how long it takes, beside the limits of the same machine.
 //!
-//! Two limits are measured in the same run: a bare echo of the same bytes over `axum::serve`, and a plain loop of the same
-//! inserts on SQLite. What is measured against a limit takes turns with it, because machines are noisy.
+//! Three limits are measured in the same run: a bare echo of the same bytes over `axum::serve`, a plain loop of the same
+//! inserts on SQLite, and pgbench with the same statements on PostgreSQL. What is measured against a limit takes turns
+//! with it, because machines are noisy.
 
 mod baseline;
 mod client;
+mod cpu;
 pub(crate) mod echo;
 mod histogram;
 mod load;
 mod machine;
+mod postgres;
 mod reads;
 mod report;
 mod server_process;
 mod start;
 mod store;
+mod target;
 mod writes;
 
 use std::{
     path::{Path, PathBuf},
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -26,11 +29,12 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use self::{
-    load::{Load, Requests, Run, block_on, closed_loop},
+    load::Run,
     machine::Machine,
     report::{Measurement, Report},
     server_process::ServerProcess,
     store::{Seeded, Workspace},
+    target::Target,
 };
 use crate::test::{cargo, root};
 
@@ -40,7 +44,7 @@ pub(crate) struct BenchArgs {
     /// Also write everything as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Shorter runs and smaller stores: about two minutes
+    /// Shorter runs and smaller stores: about six minutes
     #[arg(long)]
     quick: bool,
     /// Measure this binary instead of building one
@@ -67,54 +71,53 @@ enum Scenario {
     Size,
     /// Appends at a constant rate, half of what a closed loop reaches
     Open,
+    /// PostgreSQL: appends of one message at 1, 16, 64 and 256 connections, beside pgbench
+    Postgres,
 }
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
-    repeats: usize,
-    warmup: Duration,
-    measure: Duration,
+    turns: Turns,
+    /// In whole seconds, for pgbench has no others.
+    turns_with_pgbench: Turns,
     messages_small: usize,
     messages_large: usize,
     open_loop: Duration,
 }
 
+/// How often each of the things that are compared is run, and how long.
+#[derive(Debug, Clone, Copy)]
+struct Turns {
+    repeats: usize,
+    warmup: Duration,
+    measure: Duration,
+}
+
 impl Plan {
     fn new(quick: bool) -> Self {
-        let millis = Duration::from_millis;
+        let turns = |repeats, warmup, measure| Turns {
+            repeats,
+            warmup: Duration::from_millis(warmup),
+            measure: Duration::from_millis(measure),
+        };
         if quick {
             Self {
-                repeats: 3,
-                warmup: millis(200),
-                measure: millis(700),
+                turns: turns(3, 200, 700),
+                turns_with_pgbench: turns(3, 1000, 2000),
                 messages_small: 10_000,
                 messages_large: 100_000,
-                open_loop: millis(4000),
+                open_loop: Duration::from_secs(4),
             }
         } else {
             Self {
-                repeats: 5,
-                warmup: millis(500),
-                measure: millis(2000),
+                turns: turns(5, 500, 2000),
+                turns_with_pgbench: turns(5, 1000, 4000),
                 messages_small: 10_000,
                 messages_large: 1_000_000,
-                open_loop: millis(20_000),
+                open_loop: Duration::from_secs(20),
             }
         }
-    }
-}
-
-/// One of the things that take turns.
-struct Target<'a> {
-    name: String,
-    server: &'a ServerProcess,
-    requests: Requests,
-}
-
-impl<'a> Target<'a> {
-    fn new(name: impl Into<String>, server: &'a ServerProcess, requests: Vec<Vec<u8>>) -> Self {
-        Self { name: name.into(), server, requests: Rc::new(requests) }
     }
 }
 
@@ -132,28 +135,19 @@ struct Bench {
 impl Bench {
     /// Measures targets in turn, again and again, with the same number of connections.
     fn take_turns(&self, connections: usize, targets: &[Target<'_>]) -> Result<Vec<Measurement>> {
+        let with_pgbench = targets.iter().any(Target::is_pgbench);
+        let turns = if with_pgbench { self.plan.turns_with_pgbench } else { self.plan.turns };
         let mut runs: Vec<Vec<Run>> = targets.iter().map(|_| Vec::new()).collect();
-        for _ in 0..self.plan.repeats {
+        for _ in 0..turns.repeats {
             for (target, runs) in targets.iter().zip(&mut runs) {
-                let load = self.load(target, connections);
-                runs.push(check(block_on(closed_loop(&load)), &target.name, connections)?);
+                runs.push(check(target.run(connections, &turns), &target.name, connections)?);
             }
         }
         let measured = targets
             .iter()
             .zip(&runs)
-            .map(|(target, runs)| Ok(Measurement::new(&target.name, connections, runs, target.server.rss_mib()?)));
+            .map(|(target, runs)| Ok(Measurement::new(&target.name, connections, runs, target.rss_mib()?)));
         measured.collect()
-    }
-
-    fn load<'a>(&self, target: &Target<'a>, connections: usize) -> Load<'a> {
-        Load {
-            server: target.server,
-            requests: Rc::clone(&target.requests),
-            connections,
-            warmup: self.plan.warmup,
-            measure: self.plan.measure,
-        }
     }
 
     /// Starts a server on a copy of the seeded store.
@@ -173,6 +167,7 @@ impl Bench {
             Scenario::Depth => reads::depth(self),
             Scenario::Size => reads::size(self),
             Scenario::Open => writes::open(self),
+            Scenario::Postgres => postgres::append(self),
         };
         eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
         outcome
@@ -188,7 +183,7 @@ fn check(run: Result<Run>, name: &str, connections: usize) -> Result<Run> {
         run.errors,
         run.first_error.as_deref().unwrap_or_default()
     );
-    ensure!(run.histogram.total() > 0, "{name} at {connections} connections: no request was answered");
+    ensure!(run.requests > 0, "{name} at {connections} connections: no request was answered");
     Ok(run)
 }
 
@@ -250,12 +245,16 @@ fn build(profile: &Path) -> Result<PathBuf> {
 fn method(plan: &Plan, binary: &Path) -> Vec<String> {
     vec![
         format!("binary: {}", binary.display()),
-        format!(
-            "each row: {} runs of {:?} after {:?} of warm-up, taking turns with what it is compared with;",
-            plan.repeats, plan.measure, plan.warmup
-        ),
-        "throughput and CPU are medians of the runs, percentiles are over all their requests.".to_owned(),
+        turns("each row", &plan.turns),
+        turns("rows beside pgbench", &plan.turns_with_pgbench),
+        "throughput and CPU are medians of the runs, percentiles are over all their requests;".to_owned(),
         "the generator (one thread, HTTP/1.1 keep-alive over loopback) and the server share the machine;".to_owned(),
-        "CPU is user + system time of the server process a request; durable commits, request log on.".to_owned(),
+        "CPU is user + system time of the server process a request, DB CPU of all processes of PostgreSQL,".to_owned(),
+        "gen CPU of the generator (for pgbench its own); durable commits, request log on.".to_owned(),
     ]
+}
+
+fn turns(what: &str, turns: &Turns) -> String {
+    let Turns { repeats, warmup, measure } = turns;
+    format!("{what}: {repeats} runs of {measure:?} after {warmup:?} of warm-up, taking turns with what they are compared with;")
 }

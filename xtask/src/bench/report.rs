@@ -1,12 +1,12 @@
 //! What a run found: measurements, facts and aims, as a table and as JSON.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde::Serialize;
 
-use super::{histogram::Histogram, load::Run, machine::Machine};
+use super::{cpu::CpuTimes, histogram::Histogram, load::Run, machine::Machine};
 
-/// One kind of request at one number of connections, over all repeats.
+/// One kind of request at one number of connections, over all repeats. Zero is what was not measured.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Measurement {
     pub(super) name: String,
@@ -14,10 +14,16 @@ pub(super) struct Measurement {
     pub(super) requests: u64,
     pub(super) errors: u64,
     pub(super) requests_per_second: f64,
+    /// Requests a second of each repeat.
+    pub(super) rates: Vec<f64>,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
     pub(super) p999_ms: f64,
     pub(super) cpu_us: f64,
+    /// CPU of all processes of a database that is not part of the server.
+    pub(super) database_cpu_us: f64,
+    /// CPU of what sent the requests.
+    pub(super) generator_cpu_us: f64,
     pub(super) rss_mib: f64,
 }
 
@@ -28,18 +34,29 @@ impl Measurement {
         for run in runs {
             all.merge(&run.histogram);
         }
+        let rates: Vec<f64> = runs.iter().map(Run::throughput).collect();
+        let cpu_us = |share: fn(&CpuTimes) -> Duration| median(runs.iter().map(|run| run.us_per_request(share(&run.cpu))));
         Self {
             name: name.to_owned(),
             connections,
-            requests: all.total(),
+            requests: runs.iter().map(|run| run.requests).sum(),
             errors: runs.iter().map(|run| run.errors).sum(),
-            requests_per_second: median(runs.iter().map(Run::throughput)),
+            requests_per_second: median(rates.iter().copied()),
+            rates,
             p50_ms: all.percentile_ms(0.5),
             p99_ms: all.percentile_ms(0.99),
             p999_ms: all.percentile_ms(0.999),
-            cpu_us: median(runs.iter().map(Run::cpu_us)),
+            cpu_us: cpu_us(|cpu| cpu.server),
+            database_cpu_us: cpu_us(|cpu| cpu.database),
+            generator_cpu_us: cpu_us(|cpu| cpu.generator),
             rss_mib,
         }
+    }
+
+    /// Requests a second as a multiple of those of a limit that took turns with it: the median over the turns, so that
+    /// a machine that becomes slower for a while slows both sides of a quotient.
+    pub(super) fn rate_over(&self, limit: &Self) -> f64 {
+        median(self.rates.iter().zip(&limit.rates).map(|(rate, limit)| rate / limit))
     }
 }
 
@@ -148,21 +165,23 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\n{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>6}",
-            "request", "conns", "req/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs", "RSS MiB", "errors"
+            "\n{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6}",
+            "request", "conns", "req/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs", "DB CPU", "gen CPU", "RSS MiB", "errors"
         );
         for row in &self.measurements {
             let _ = writeln!(
                 text,
-                "{:<46} {:>5} {:>9.0} {:>9.3} {:>9.3} {:>9.3} {:>8.1} {:>8.1} {:>6}",
+                "{:<46} {:>5} {:>9.0} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6}",
                 row.name,
                 row.connections,
                 row.requests_per_second,
-                row.p50_ms,
-                row.p99_ms,
-                row.p999_ms,
-                row.cpu_us,
-                row.rss_mib,
+                measured(row.p50_ms, 3),
+                measured(row.p99_ms, 3),
+                measured(row.p999_ms, 3),
+                measured(row.cpu_us, 1),
+                measured(row.database_cpu_us, 1),
+                measured(row.generator_cpu_us, 1),
+                measured(row.rss_mib, 1),
                 row.errors
             );
         }
@@ -191,6 +210,11 @@ impl Report {
     }
 }
 
+/// A value with so many decimals; a dash for zero, which was not measured.
+fn measured(value: f64, decimals: usize) -> String {
+    if value > 0.0 { format!("{value:.decimals$}") } else { "-".to_owned() }
+}
+
 /// Three digits that matter, and no more than two decimals.
 fn number(value: f64) -> String {
     if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
@@ -205,6 +229,26 @@ mod tests {
         assert!((median([3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
         assert!(median([]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_turn_by_turn() {
+        let runs = |counts: [u64; 3]| {
+            let run = |requests| Run {
+                requests,
+                histogram: Histogram::new(),
+                seconds: 2.0,
+                cpu: CpuTimes { server: Duration::from_millis(requests), ..CpuTimes::default() },
+                errors: 0,
+                first_error: None,
+            };
+            Measurement::new("a", 1, &counts.map(run), 0.0)
+        };
+        // The second turn fell on a slow moment of the machine, the third only on the limit.
+        let (ours, limit) = (runs([200, 20, 200]), runs([100, 10, 50]));
+        assert!((ours.rate_over(&limit) - 2.0).abs() < 1e-9);
+        assert!((ours.requests_per_second - 100.0).abs() < 1e-9 && (ours.cpu_us - 1000.0).abs() < 1e-9);
+        assert_eq!(measured(ours.database_cpu_us, 1), "-");
     }
 
     #[test]

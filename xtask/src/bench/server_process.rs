@@ -17,6 +17,8 @@ use nix::{
 };
 use serde_json::Value;
 
+use super::cpu;
+
 /// The key the generator sends.
 pub(super) const API_KEY: &str = "bench-key-7d1f0a52c94e4b7e9a60c3de5b8841f2";
 
@@ -24,8 +26,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
-/// The unit of `/proc/PID/stat` (USER_HZ), the same on every Linux that Rust's standard library knows.
-const TICKS_PER_SECOND: u64 = 100;
 
 /// A running server.
 pub(super) struct ServerProcess {
@@ -45,6 +45,11 @@ pub(super) struct StoreCounters {
 impl ServerProcess {
     /// Starts the server under test on the store in `folder`, and waits until it is ready.
     pub(super) fn start_chatstore(binary: &Path, folder: &Path) -> Result<Self> {
+        Self::start_on(binary, folder, &format!("sqlite:{}", folder.join("chatstore.db").display()))
+    }
+
+    /// Starts the server under test in `folder` on any database, and waits until it is ready.
+    pub(super) fn start_on(binary: &Path, folder: &Path, database_url: &str) -> Result<Self> {
         // An empty `.env` here keeps the server from finding one further up.
         File::create(folder.join(".env"))?;
         let port = free_port()?;
@@ -55,7 +60,7 @@ impl ServerProcess {
             .env_clear()
             .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
-            .env("DATABASE_URL", format!("sqlite:{}", folder.join("chatstore.db").display()))
+            .env("DATABASE_URL", database_url)
             .env("API_KEY", API_KEY)
             .env("LOG_LEVEL", "info")
             .env("LOG_FORMAT", "json");
@@ -101,9 +106,7 @@ impl ServerProcess {
 
     /// CPU time of all threads so far, user and system.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = fs::read_to_string(&path).with_context(|| format!("{path}: is the server still running?"))?;
-        parse_cpu(&stat).with_context(|| format!("{path} is not as expected"))
+        cpu::of_process(self.child.id())
     }
 
     /// Resident memory now, in MiB.
@@ -181,14 +184,6 @@ fn is_ready(port: u16) -> bool {
     probe().unwrap_or(false)
 }
 
-fn parse_cpu(stat: &str) -> Option<Duration> {
-    // The name of the program, in brackets, may hold spaces; what follows it does not.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
-}
-
 fn parse_rss_kib(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().trim_end_matches("kB").trim().parse().ok()
@@ -211,13 +206,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_read_after_the_program_name() {
-        let stat = "42 (a (b) c) S 1 42 42 0 -1 4194304 1 0 0 0 150 25 0 0 20 0 9 0 1 1 1";
-        assert_eq!(parse_cpu(stat), Some(Duration::from_millis(1750)));
-        assert_eq!(parse_cpu("42 (a"), None);
-    }
-
-    #[test]
     fn resident_memory_is_read_in_kib() {
         assert_eq!(parse_rss_kib("VmHWM:\t  99 kB\nVmRSS:\t  2048 kB\n"), Some(2048));
     }
@@ -231,11 +219,5 @@ mod tests {
             assert_eq!(parse_counters(&format!("cut off\"}}\n{{\"message\":\"x\"}}\n{line}\n")), counters);
         }
         assert_eq!(parse_counters("{\"message\":\"store closing\"}"), None);
-    }
-
-    #[test]
-    fn this_process_can_be_read() {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        assert!(parse_cpu(&stat).is_some());
     }
 }

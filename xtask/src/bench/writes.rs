@@ -1,6 +1,6 @@
 //! Appends: one message, a hundred at once, and at a constant rate.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -115,10 +115,12 @@ pub(super) fn open(bench: &mut Bench) -> Result<()> {
     let closed = bench.take_turns(JUDGED_CONNECTIONS, std::slice::from_ref(&target))?;
     let rate = closed.first().context("no measurement")?.requests_per_second / 2.0;
     let load = Load {
+        server: &server,
+        database: None,
+        requests: Rc::new(append_requests(bench, &message_body())),
         connections: OPEN_CONNECTIONS,
         warmup: Duration::from_secs(1),
         measure: bench.plan.open_loop,
-        ..bench.load(&target, OPEN_CONNECTIONS)
     };
     let name = format!("append, open loop at {rate:.0}/s");
     let run = check(block_on(open_loop(&load, rate)), &name, OPEN_CONNECTIONS)?;

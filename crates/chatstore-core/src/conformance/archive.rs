@@ -5,6 +5,7 @@
 use crate::archive::{ArchiveIdentity, ArchivedSession, Imported};
 use crate::conformance::{HOUR_US, ODD_JSON, ODD_TEXT, TestStore, is_invalid, json};
 use crate::json::RawJson;
+use crate::limits::PAGE_BYTES_MAX;
 use crate::messages::{Message, MessagePatch, NewMessage};
 use crate::sessions::{NewSession, Session, SessionPatch, SessionQuery};
 use crate::store::ExpectedVersion::Any;
@@ -97,7 +98,11 @@ fn archived(identity: ArchiveIdentity, (session, messages): &Conversation) -> Ar
 
 /// A conversation as another program's export gives it: ids minted anew each time.
 fn foreign(t: &TestStore, messages: i64) -> Conversation {
-    let new = NewSession { external_id: Some("conv_1".to_owned()), ..t.new_session(Some("ada")) };
+    foreign_of(t, "ada", messages)
+}
+
+fn foreign_of(t: &TestStore, user_id: &str, messages: i64) -> Conversation {
+    let new = NewSession { external_id: Some("conv_1".to_owned()), ..t.new_session(Some(user_id)) };
     let session = new.into_session(t.project.project_id);
     let message = |seq| {
         let new = NewMessage { token_count: Some(1), ..t.new_message(&session, &format!("message {seq}")) };
@@ -180,7 +185,7 @@ pub async fn import_session_of_an_id_of_another_project_is_a_conflict(t: TestSto
 }
 
 pub async fn import_session_with_a_taken_message_id_is_a_conflict_and_stores_nothing(t: TestStore) {
-    let session = t.session().await;
+    let session = t.session_of("ada").await;
     let message = t.say(&session, "mine").await;
     let before = export(&t, &t.project, 100).await;
     let mut clash = foreign(&t, 2);
@@ -211,8 +216,7 @@ pub async fn import_session_stays_within_its_scope(t: TestStore) {
     }
     assert_eq!(export(&t, &t.project, 100).await, stored);
     // The same external id of another user is another conversation.
-    let mut own = foreign(&t, 1);
-    own.0.user_id = Some("bob".to_owned());
+    let own = foreign_of(&t, "bob", 1);
     let imported = t.store.import_session(&bob, archived(ArchiveIdentity::ExternalId, &own)).await;
     assert_eq!(imported, Ok(Imported { session: true, messages: 1 }));
 }
@@ -231,6 +235,30 @@ pub async fn import_session_makes_metadata_and_counters(t: TestStore) {
     assert_eq!(t.sessions(&t.project, &query).await, [session.session_id]);
     assert_eq!(t.messages(&session).await.len(), 2);
     assert_eq!(t.store.get_message(&t.project, conversation.1[1].message_id).await.unwrap(), None);
+}
+
+pub async fn import_session_in_parts_keeps_the_times_it_came_with(t: TestStore) {
+    // Times that no append makes: of before its messages, or none at all.
+    for (n, last_message_at) in [(0, None), (1, Some(t.ctx.now()))] {
+        let mut whole = foreign(&t, 4);
+        whole.0.external_id = Some(format!("conv_{n}"));
+        whole.0.updated_at = whole.0.created_at;
+        whole.0.last_message_at = last_message_at;
+        let times = (whole.0.updated_at, whole.0.last_message_at);
+        for message in &mut whole.1 {
+            (message.created_at, message.updated_at) = (t.ctx.now(), t.ctx.now().plus_micros(HOUR_US));
+        }
+        let mut rest = whole.clone();
+        rest.1.drain(..2);
+        whole.1.truncate(2);
+        for part in [&whole, &rest] {
+            let archived = archived(ArchiveIdentity::SessionId, part);
+            t.store.import_session(&t.project, archived).await.unwrap();
+            let session = t.reload(&whole.0).await;
+            assert_eq!((session.updated_at, session.last_message_at), times, "{n}");
+        }
+        assert_eq!(t.reload(&whole.0).await.message_count, 4);
+    }
 }
 
 pub async fn import_session_brings_nothing_back_into_a_deleted_one(t: TestStore) {
@@ -322,6 +350,23 @@ pub async fn export_sessions_and_export_messages_keep_to_their_scope(t: TestStor
         let messages = t.store.export_messages(&scope, all[0].0.session_id, 0, 100, 100).await.unwrap();
         assert_eq!(messages, [], "{scope:?}");
     }
+}
+
+pub async fn export_messages_ends_a_page_of_large_messages_early(t: TestStore) {
+    let session = t.session().await;
+    let large = "x".repeat(PAGE_BYTES_MAX / 2);
+    for _ in 0..3 {
+        t.say(&session, &large).await;
+    }
+    let page = async |after| t.store.export_messages(&t.project, session.session_id, after, 3, 100).await.unwrap();
+    let seqs = |messages: Vec<Message>| messages.iter().map(|message| message.seq).collect::<Vec<_>>();
+    assert_eq!(seqs(page(0).await), [1, 2]);
+    assert_eq!(seqs(page(2).await), [3]);
+    // One that is larger than a page is a page.
+    let larger = t.session().await;
+    t.say(&larger, &"x".repeat(PAGE_BYTES_MAX + 1)).await;
+    let page = t.store.export_messages(&t.project, larger.session_id, 0, 1, 100).await.unwrap();
+    assert_eq!(seqs(page), [1]);
 }
 
 /// What is exported and imported elsewhere, whole or in parts, is exported there again as it was.

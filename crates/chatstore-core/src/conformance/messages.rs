@@ -182,13 +182,14 @@ pub async fn concurrent_append_messages_fail_alone(t: TestStore) {
     let session = t.session().await;
     let absent = t.new_session(None).into_session(t.project.project_id);
     let results = join_all((0..32).map(|n| {
-        let mut new = t.new_message(&session, "x");
+        let target = if n % 4 == 3 { &absent } else { &session };
+        let mut new = t.new_message(target, "x");
         match n % 4 {
             1 => new.external_id = Some("msg_1".to_owned()),
             2 => new.parent_id = Some(t.new_message(&session, "stray").message_id),
             _ => {}
         }
-        t.append(if n % 4 == 3 { &absent } else { &session }, vec![new])
+        t.append(target, vec![new])
     }))
     .await;
     let of_kind = |kind| results.iter().skip(kind).step_by(4);

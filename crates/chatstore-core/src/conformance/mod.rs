@@ -79,6 +79,12 @@ impl TestStore {
         }
     }
 
+    /// The session with an id in the bucket of its owner in `scope`, as a caller mints it.
+    fn placed(&self, scope: &Scope, new: NewSession) -> NewSession {
+        let bucket = scope.bucket(new.user_id.as_deref(), new.external_id.as_deref(), self.ctx.random());
+        NewSession { session_id: self.ctx.new_session_id(new.created_at, bucket), ..new }
+    }
+
     async fn create(&self, new: NewSession) -> Session {
         self.store.create_session(&self.project, new).await.unwrap()
     }
@@ -231,6 +237,7 @@ macro_rules! conformance_tests {
             the_default_project_is_there
             create_project_stores_it_and_get_project_finds_it
             create_project_with_a_taken_name_is_a_conflict
+            list_projects_is_oldest_first
         });
         $crate::conformance_tests!(@module $open, archive {
             import_session_twice_adds_nothing
@@ -241,11 +248,13 @@ macro_rules! conformance_tests {
             import_session_with_a_taken_message_id_is_a_conflict_and_stores_nothing
             import_session_stays_within_its_scope
             import_session_makes_metadata_and_counters
+            import_session_in_parts_keeps_the_times_it_came_with
             import_session_brings_nothing_back_into_a_deleted_one
             append_continues_after_import_session
             export_sessions_and_export_messages_keep_tombstones_without_their_words
             export_sessions_and_export_messages_page
             export_sessions_and_export_messages_keep_to_their_scope
+            export_messages_ends_a_page_of_large_messages_early
         });
         $crate::conformance_tests!(@between $open, archive_between {
             export_and_import_session_make_an_equal_store

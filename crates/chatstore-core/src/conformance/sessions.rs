@@ -153,7 +153,7 @@ pub async fn update_session_and_delete_session_find_nothing_outside_their_scope(
 }
 
 fn with_external_id(t: &TestStore, user: Option<&str>, external_id: &str) -> NewSession {
-    NewSession { external_id: Some(external_id.to_owned()), ..t.new_session(user) }
+    t.placed(&t.project, NewSession { external_id: Some(external_id.to_owned()), ..t.new_session(user) })
 }
 
 pub async fn create_session_with_a_taken_external_id_is_a_conflict(t: TestStore) {
@@ -164,7 +164,7 @@ pub async fn create_session_with_a_taken_external_id_is_a_conflict(t: TestStore)
         assert_eq!(second, Err(conflict.clone()), "{user:?}");
         t.create(with_external_id(&t, user, "CONV_1")).await;
     }
-    let new = with_external_id(&t, Some("ada"), "conv_1");
+    let new = t.placed(&t.other, with_external_id(&t, Some("ada"), "conv_1"));
     t.store.create_session(&t.other, new).await.unwrap();
     assert_eq!(t.sessions(&t.project, &SessionQuery::default()).await.len(), 6);
     // Of several at once one wins.
@@ -268,7 +268,7 @@ pub async fn list_sessions_filters_by_metadata(t: TestStore) {
     let one = create(r#"{"topic":"tea","n":1,"done":true,"nested":{"topic":"milk"},"list":["tea"]}"#).await;
     let two = create(r#"{"topic":"tea","n":1.50,"done":false,"Ünï \"x\"":"ja, ' und %"}"#).await;
     let foreign = NewSession { metadata: json(r#"{"topic":"tea"}"#), ..t.new_session(Some("ada")) };
-    t.store.create_session(&t.other, foreign).await.unwrap();
+    t.store.create_session(&t.other, t.placed(&t.other, foreign)).await.unwrap();
     for (filters, expected) in [
         (&[("topic", "tea")][..], &[one, two][..]),
         (&[("n", "1")], &[one]),

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::append::{Append, Group, append_alone, append_batch};
+use super::insert::require_home;
 use crate::pool::{Failure, Pool, Undone, too_slow, transact};
 use crate::sqlstate::is_lost;
 use crate::{AppendForm, PostgresOptions};
@@ -88,6 +89,7 @@ impl Appender {
         messages: Vec<NewMessage>,
         now: Timestamp,
     ) -> Answer {
+        require_home(session_id, messages.iter().map(|message| message.message_id))?;
         let deadline = self.pool.deadline();
         let (reply, answer) = oneshot::channel();
         let bytes = messages.iter().map(NewMessage::bytes).sum();

@@ -5,6 +5,7 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::Message;
+use chatstore_core::store::StoreError;
 use futures_util::future::try_join_all;
 use uuid::Uuid;
 
@@ -34,13 +35,28 @@ pub(crate) async fn insert_messages(
     session_id: SessionId,
     messages: &[Message],
 ) -> Result<(), Failure> {
+    require_home(session_id, messages.iter().map(|message| message.message_id))?;
     match (form, messages) {
-        (_, []) => {}
         (AppendForm::Batched, [_, _, ..]) => insert_lists(db, session_id, messages).await?,
-        // Sent one behind the other, without waiting for each answer.
-        _ => drop(try_join_all(messages.iter().map(|message| insert_row(db, session_id, message))).await?),
+        (_, [first, rest @ ..]) => {
+            insert_row(db, session_id, first).await?;
+            // Sent one behind the other, without waiting for each answer, now that the statement is prepared.
+            try_join_all(rest.iter().map(|message| insert_row(db, session_id, message))).await?;
+        }
+        (_, []) => {}
     }
     Ok(())
+}
+
+/// A message outside its session's bucket could not be found by its id.
+pub(crate) fn require_home(
+    session_id: SessionId,
+    mut message_ids: impl Iterator<Item = MessageId>,
+) -> Result<(), StoreError> {
+    match message_ids.all(|message_id| message_id.bucket() == session_id.bucket()) {
+        true => Ok(()),
+        false => Err(StoreError::internal("the id of a message is not in the bucket of its session")),
+    }
 }
 
 async fn insert_row(db: &Db, session_id: SessionId, message: &Message) -> Result<(), Failure> {

@@ -8,7 +8,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::columns::session_columns;
-use super::{pair_digest, session_row};
+use super::metadata::pair_digest;
+use super::session_row;
 use crate::columns::bucket_value;
 use crate::params::{Param, SqlType, params};
 use crate::pool::{Db, Failure, Plan};
@@ -71,7 +72,7 @@ impl List<'_> {
         self.scope.user_id.as_ref().or(self.query.user_id.as_ref())
     }
 
-    /// Filters make many statements, and what is best for one depends on its values.
+    /// Filters make more statements than a connection should keep.
     fn plan(&self) -> Plan {
         let query = self.query;
         let filters = query.is_favorite.is_some()

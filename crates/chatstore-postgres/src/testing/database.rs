@@ -8,6 +8,7 @@ use chatstore_core::clock::Ctx;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::{Client, Error, NoTls};
 
+use super::variable;
 use crate::migrate::{MIGRATIONS, migrate};
 
 /// The role of the server under test, which holds nothing but the grants of [`GRANTS`]. It has a
@@ -41,12 +42,12 @@ pub struct TestDatabase {
 impl TestDatabase {
     /// A migrated database on the server of `TEST_POSTGRES_URL`.
     pub async fn create() -> Self {
-        Self::create_on(&server_url()).await
+        Self::create_on(&variable("TEST_POSTGRES_URL")).await
     }
 
     /// A database with nothing in it on the server of `TEST_POSTGRES_URL`.
     pub async fn create_empty() -> Self {
-        let server = server_url();
+        let server = variable("TEST_POSTGRES_URL");
         let client = connect(&server).await;
         Self::create_from("template1", server, &client).await
     }
@@ -98,16 +99,6 @@ impl Drop for TestDatabase {
         });
         let _ = thread.join();
     }
-}
-
-/// The server that holds the databases of tests.
-fn server_url() -> String {
-    std::env::var("TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty()).unwrap_or_else(|| {
-        panic!(
-            "this test needs PostgreSQL: run `cargo xtask test`, or start a server with `cargo xtask postgres` and set \
-             TEST_POSTGRES_URL to the URL that it prints"
-        )
-    })
 }
 
 /// The name changes with all that makes the schema.

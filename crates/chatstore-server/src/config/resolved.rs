@@ -78,11 +78,14 @@ impl Values {
         self.integer(name, range).map(Duration::from_millis)
     }
 
-    pub(super) fn listing(&self, database_url: &DatabaseUrl) -> Vec<ListedSetting> {
+    pub(super) fn listing(&self) -> Vec<ListedSetting> {
         let listed = |setting: &Setting| {
             let value = self.0.get(setting.name);
             let shown = value.map(|value| match setting.name {
-                "database_url" => database_url.to_string(),
+                // Of a database only the password is secret.
+                "database_url" | "migrate_database_url" => {
+                    DatabaseUrl::parse(&value.text).map_or_else(|_| "***".to_owned(), |url| url.to_string())
+                }
                 _ if setting.secret => "***".to_owned(),
                 _ => value.text.trim().to_owned(),
             });

@@ -62,6 +62,14 @@ impl DatabaseUrl {
     }
 }
 
+/// A database that has roles, one of which may migrate it.
+pub(super) fn postgres_url(text: &str) -> Result<DatabaseUrl, String> {
+    match DatabaseUrl::parse(text) {
+        Ok(url @ DatabaseUrl::Postgres(_)) => Ok(url),
+        _ => Err("postgres://… or postgresql://…, the database of database_url".to_owned()),
+    }
+}
+
 /// Refuses the names that SQLite would not take for a file of its own, so that nothing is stored where it is lost.
 fn sqlite_path(path: &str) -> Result<PathBuf, String> {
     if path.contains(":memory:") || path.contains("mode=memory") {
@@ -193,6 +201,22 @@ impl SqliteSynchronous {
     /// Reads a mode, in any case.
     pub fn parse(text: &str) -> Result<Self, String> {
         choice(text, &[("full", Self::Full), ("normal", Self::Normal)])
+    }
+}
+
+/// How appends are written to PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostgresAppend {
+    /// Appends to any sessions share one statement and one commit: for one node.
+    Batched,
+    /// A transaction for each append: for a sharded database.
+    PerSession,
+}
+
+impl PostgresAppend {
+    /// Reads a form, in any case.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        choice(text, &[("batched", Self::Batched), ("per_session", Self::PerSession)])
     }
 }
 

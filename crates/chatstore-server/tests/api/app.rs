@@ -1,6 +1,5 @@
 //! The application under test: a fresh store of one engine, its personas, and the router.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use chatstore_core::store::Store;
 use chatstore_server::app::{App, RequestLimits};
 use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
 use chatstore_server::router;
+use chatstore_postgres::testing::TestDatabase;
+use chatstore_postgres::{PostgresOptions, PostgresStore};
 use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -29,18 +30,34 @@ pub(crate) const STEP_US: i64 = 1_000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Sqlite,
+    /// By a role that may only read and write rows.
+    Postgres,
+}
+
+/// Where a store stands; it goes when the test ends.
+enum Place {
+    Folder(#[expect(dead_code, reason = "it is kept, not read")] TempDir),
+    Database(#[expect(dead_code, reason = "it is kept, not read")] TestDatabase),
 }
 
 impl Engine {
-    async fn open(self, folder: &Path, ctx: &Ctx) -> Arc<dyn Store> {
+    async fn open(self) -> (Arc<dyn Store>, Place) {
         match self {
             Self::Sqlite => {
-                let path = folder.join("chatstore.db");
-                chatstore_sqlite::migrate(&path, ctx).unwrap();
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("chatstore.db");
+                chatstore_sqlite::migrate(&path, &Ctx::system()).unwrap();
                 let mut options = SqliteOptions::new(path);
                 // Nothing here pulls the plug, and waiting for the disk is most of a test's time.
                 options.synchronous = Synchronous::Normal;
-                Arc::new(SqliteStore::open(&options).unwrap())
+                (Arc::new(SqliteStore::open(&options).unwrap()), Place::Folder(folder))
+            }
+            Self::Postgres => {
+                let database = TestDatabase::create().await;
+                let mut options = PostgresOptions::new(database.url());
+                options.connections_max = 4;
+                let store = PostgresStore::open(&options).await.unwrap();
+                (Arc::new(store), Place::Database(database))
             }
         }
     }
@@ -50,11 +67,15 @@ impl Engine {
 /// the lints refuse.
 macro_rules! api_tests {
     ($($name:ident)*) => {
-        mod sqlite {
+        $crate::app::api_tests!(@on sqlite, Sqlite, $($name)*);
+        $crate::app::api_tests!(@on postgres, Postgres, $($name)*);
+    };
+    (@on $module:ident, $engine:ident, $($name:ident)*) => {
+        mod $module {
             $(
                 #[tokio::test]
                 async fn $name() {
-                    super::$name($crate::app::TestApp::start($crate::app::Engine::Sqlite).await).await;
+                    super::$name($crate::app::TestApp::start($crate::app::Engine::$engine).await).await;
                 }
             )*
         }
@@ -70,7 +91,7 @@ pub(crate) struct TestApp {
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
     personas: Arc<Personas>,
-    _folder: Arc<TempDir>,
+    _place: Arc<Place>,
 }
 
 struct Personas {
@@ -97,9 +118,8 @@ pub(crate) fn limits() -> RequestLimits {
 impl TestApp {
     /// An application on a fresh store.
     pub(crate) async fn start(engine: Engine) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
         let ctx = Ctx::fixed(Timestamp::parse("2026-01-15T12:00:00Z").unwrap(), STEP_US, 7);
-        let store = engine.open(folder.path(), &ctx).await;
+        let (store, place) = engine.open().await;
         let created_at = ctx.now();
         let other = ctx.new_project_id(created_at);
         store.create_project(Project { project_id: other, name: "other".to_owned(), created_at }).await.unwrap();
@@ -120,7 +140,7 @@ impl TestApp {
         let revoked = PresentedKey::parse(&personas.revoked).unwrap();
         store.revoke_api_key(revoked.key_id(), ctx.now()).await.unwrap();
         let (router, shutdown) = build(store.clone(), &ctx, limits()).await;
-        Self { store, ctx, other, router, shutdown, personas: Arc::new(personas), _folder: folder }
+        Self { store, ctx, other, router, shutdown, personas: Arc::new(personas), _place: Arc::new(place) }
     }
 
     /// The same application with another store in front of its own, or with other limits.
@@ -131,8 +151,8 @@ impl TestApp {
     ) -> Self {
         let store = wrap(self.store.clone());
         let (router, shutdown) = build(store.clone(), &self.ctx, limits).await;
-        let (personas, _folder) = (self.personas.clone(), self._folder.clone());
-        Self { store, ctx: self.ctx.clone(), other: self.other, router, shutdown, personas, _folder }
+        let (personas, _place) = (self.personas.clone(), self._place.clone());
+        Self { store, ctx: self.ctx.clone(), other: self.other, router, shutdown, personas, _place }
     }
 
     /// Stores a key and gives its text.

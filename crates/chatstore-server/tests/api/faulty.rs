@@ -205,6 +205,10 @@ impl ProjectStore for FaultyStore {
     async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
         self.inner.get_project(name).await
     }
+
+    async fn list_projects(&self) -> Result<Vec<Project>, StoreError> {
+        self.inner.list_projects().await
+    }
 }
 
 #[async_trait]

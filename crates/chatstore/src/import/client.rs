@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chatstore_server::api::archive::ImportResponse;
-use serde_json::Value;
-use ureq::http::{Response, StatusCode, Uri};
+use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::Report;
+use crate::agent::{ANSWER_BYTES_MAX, agent, problem};
 
 /// Tries of a request that the server is too busy for.
 const TRIES_MAX: u32 = 10;
@@ -21,7 +21,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A body larger than this is announced first.
 const ASK_BYTES_MIN: usize = 64 << 10;
-const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// What became of a request that the server understood.
 pub(super) enum Answer {
@@ -43,19 +42,8 @@ impl Client {
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!("the API key must be of printable ASCII characters, without spaces");
         }
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // The key is for this address alone.
-            .max_redirects(0)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(CALL_TIMEOUT))
-            .user_agent(concat!("chatstore/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let (agent, base) = match url.strip_prefix("unix:") {
-            Some(path) => (unix_agent(config, path)?, "http://127.0.0.1"),
-            None => (config.new_agent(), checked(url)?),
-        };
-        let base = base.trim_end_matches('/').trim_end_matches("/api/v1");
+        let config = Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(CALL_TIMEOUT));
+        let (agent, base) = agent(url, config)?;
         Ok(Self { agent, endpoint: format!("{base}/api/v1/admin/import"), key: key.to_owned() })
     }
 
@@ -74,7 +62,7 @@ impl Client {
             let (reason, pause) = match sent {
                 Ok(response) if is_transient(response.status()) => {
                     let pause = retry_after(&response);
-                    (self.problem(response).sentence, pause)
+                    (problem(response), pause)
                 }
                 Ok(response) => return self.read(response),
                 // Importing is idempotent: what was stored before the connection broke is recognised.
@@ -109,40 +97,22 @@ impl Client {
                 response.headers().get("location").and_then(|value| value.to_str().ok()).unwrap_or("elsewhere");
             bail!("{} redirects to {target}; name that server in --url", self.endpoint);
         }
-        let problem = self.problem(response);
+        let problem = problem(response);
         match status {
             StatusCode::UNAUTHORIZED => {
-                bail!("the server does not accept the API key: {}; give another in API_KEY", problem.sentence)
+                bail!("the server does not accept the API key: {problem}; give another in API_KEY")
             }
             StatusCode::FORBIDDEN => {
-                bail!("the API key may not import: {}; give one with the scope `admin`", problem.sentence)
+                bail!("the API key may not import: {problem}; give one with the scope `admin`")
             }
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                bail!("there is no Chatstore at {} ({}); check --url", self.endpoint, problem.sentence)
+                bail!("there is no Chatstore at {} ({problem}); check --url", self.endpoint)
             }
-            StatusCode::PAYLOAD_TOO_LARGE => Ok(Answer::TooLarge(problem.sentence)),
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(Answer::Refused(problem.sentence)),
-            _ => bail!("{}", problem.sentence),
+            StatusCode::PAYLOAD_TOO_LARGE => Ok(Answer::TooLarge(problem)),
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(Answer::Refused(problem)),
+            _ => bail!("{problem}"),
         }
     }
-
-    fn problem(&self, mut response: Response<Body>) -> Problem {
-        let status = response.status();
-        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().unwrap_or_default();
-        let detail = serde_json::from_slice::<Value>(&body).ok();
-        let detail = detail.as_ref().and_then(|problem| problem.get("detail")?.as_str());
-        Problem {
-            sentence: match detail {
-                Some(detail) => format!("the server says {}: {}", status.as_u16(), detail.trim_end_matches('.')),
-                None => format!("the server says {status}"),
-            },
-        }
-    }
-}
-
-/// Why the server did not do it.
-struct Problem {
-    sentence: String,
 }
 
 fn is_transient(status: StatusCode) -> bool {
@@ -153,25 +123,6 @@ fn is_transient(status: StatusCode) -> bool {
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
     let seconds = response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-fn checked(url: &str) -> anyhow::Result<&str> {
-    let parsed: Option<Uri> = url.parse().ok();
-    let is_known = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
-    match parsed {
-        Some(uri) if is_known(&uri) && uri.query().is_none() => Ok(url),
-        _ => bail!("--url must be the address of a server, such as http://127.0.0.1:8000 or unix:/run/chatstore.sock"),
-    }
-}
-
-#[cfg(unix)]
-fn unix_agent(config: ureq::config::Config, path: &str) -> anyhow::Result<Agent> {
-    Ok(super::unix_socket::agent(config, path))
-}
-
-#[cfg(not(unix))]
-fn unix_agent(_: ureq::config::Config, _: &str) -> anyhow::Result<Agent> {
-    bail!("this system has no Unix sockets; give --url an http address")
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub(super) async fn import(
     let ctx = Ctx::system();
     let project = project.unwrap_or(DEFAULT_PROJECT);
     check_name("--project", project, NAME_BYTES_MAX)?;
-    let open = engine::open_exclusive(config, &ctx, engine::lock(config, "import")?)?;
+    let open = engine::open_exclusive(config, &ctx, engine::lock(config, "import")?).await?;
     let result = async {
         let project = projects::find_or_create(open.store.as_ref(), &ctx, project).await?;
         let scope = Scope::project(project.project_id);

@@ -61,12 +61,22 @@ fn version_help_and_completions_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let version = tool(folder.path(), &["version"]).ok().out;
     assert!(version.starts_with(&format!("chatstore {} (SQLite 3.", env!("CARGO_PKG_VERSION"))), "{version}");
-    assert_eq!(version.lines().count(), 1);
+    assert!(version.lines().count() == 1 && version.contains("PostgreSQL"), "{version}");
     assert!(tool(folder.path(), &["--version"]).ok().out.contains(env!("CARGO_PKG_VERSION")));
     let help = tool(folder.path(), &["--help"]).ok().out;
-    for command in
-        ["serve", "migrate", "keys", "config", "import", "export", "backup", "openapi", "version", "completions"]
-    {
+    for command in [
+        "serve",
+        "migrate",
+        "keys",
+        "config",
+        "import",
+        "export",
+        "backup",
+        "health",
+        "openapi",
+        "version",
+        "completions",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} is not in {help}");
     }
     for shell in ["bash", "zsh", "fish"] {

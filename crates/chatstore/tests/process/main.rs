@@ -3,9 +3,11 @@
 
 mod commands;
 mod first_start;
+mod health;
 mod keys;
 mod logs;
 mod neighbours;
+mod postgres;
 mod refusals;
 mod shutdown;
 #[path = "../support/mod.rs"]

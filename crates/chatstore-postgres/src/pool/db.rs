@@ -1,0 +1,152 @@
+//! A connection on loan: statements go through it, and it goes back only at rest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use futures_util::{StreamExt as _, pin_mut};
+use tokio::time::timeout;
+use tokio_postgres::{Error, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::Failure;
+use crate::params::Param;
+
+/// How long the request to cancel a statement may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection on loan.
+pub(crate) struct Db {
+    client: Object,
+    prepared: bool,
+    /// Whether rows that nobody wants are still on their way.
+    spent: AtomicBool,
+}
+
+/// Whether a statement is worth keeping on its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// One of few texts: prepared and planned once a connection.
+    Kept,
+    /// One of many texts: planned each time, and forgotten.
+    Once,
+}
+
+impl Db {
+    /// All rows.
+    pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        self.query_planned(Plan::Kept, sql, params).await
+    }
+
+    /// All rows of a statement that is planned as told.
+    pub(crate) async fn query_planned(&self, plan: Plan, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        if plan == Plan::Once || !self.prepared {
+            return self.client.query_typed(sql, params).await;
+        }
+        let statement = self.prepare(sql, params).await?;
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.query(&statement, &values).await
+    }
+
+    /// The first row, if there is one.
+    pub(crate) async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Runs a statement; tells how many rows it wrote.
+    pub(crate) async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, Error> {
+        if !self.prepared {
+            return self.client.execute_typed(sql, params).await;
+        }
+        let statement = self.prepare(sql, params).await?;
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.execute(&statement, &values).await
+    }
+
+    /// Maps the rows until `enough` says so of what was mapped; if more follow, the answer ends in
+    /// `true`, and the connection is given up after the operation, so that they need not be received.
+    pub(crate) async fn query_until<T>(
+        &self,
+        sql: &str,
+        params: &[Param<'_>],
+        map: impl Fn(&Row) -> Result<T, Failure>,
+        mut enough: impl FnMut(&T) -> bool,
+    ) -> Result<(Vec<T>, bool), Failure> {
+        let rows = match self.prepared {
+            true => {
+                let statement = self.prepare(sql, params).await?;
+                self.client.query_raw(&statement, params.iter().map(|(value, _)| *value)).await?
+            }
+            false => self.client.query_typed_raw(sql, params.iter().map(|(v, t)| (*v, t.clone()))).await?,
+        };
+        pin_mut!(rows);
+        let mut items = Vec::new();
+        let mut full = false;
+        while let Some(row) = rows.next().await {
+            if full {
+                self.spent.store(true, Ordering::Relaxed);
+                return Ok((items, true));
+            }
+            let item = map(&row?)?;
+            full = enough(&item);
+            items.push(item);
+        }
+        Ok((items, false))
+    }
+
+    /// Runs statements without parameters, none of them prepared.
+    pub(super) async fn run(&self, sql: &str) -> Result<(), Error> {
+        self.client.batch_execute(sql).await
+    }
+
+    async fn prepare(&self, sql: &str, params: &[Param<'_>]) -> Result<Statement, Error> {
+        let types: Vec<_> = params.iter().map(|(_, of)| of.clone()).collect();
+        self.client.prepare_typed_cached(sql, &types).await
+    }
+}
+
+/// A loan: it gives a connection back only when told that the connection is at rest.
+pub(crate) struct Lease {
+    db: Option<Arc<Db>>,
+    at_rest: bool,
+    tls: MakeRustlsConnect,
+}
+
+impl Lease {
+    pub(super) fn new(client: Object, prepared: bool, tls: MakeRustlsConnect) -> Self {
+        let db = Db { client, prepared, spent: AtomicBool::new(false) };
+        Self { db: Some(Arc::new(db)), at_rest: false, tls }
+    }
+
+    /// The connection, for one operation.
+    pub(crate) fn db(&self) -> Arc<Db> {
+        self.db.clone().expect("a lease has its connection until it is dropped")
+    }
+
+    /// Notes that nothing runs on the connection any more.
+    pub(crate) fn rest(&mut self) {
+        self.at_rest = true;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(db) = self.db.take().and_then(Arc::into_inner) else { return };
+        if self.at_rest && !db.spent.load(Ordering::Relaxed) {
+            return;
+        }
+        let client = Object::take(db.client);
+        if client.is_closed() {
+            return;
+        }
+        // Closing alone would leave the server at work on what nobody waits for.
+        let (cancel, tls) = (client.cancel_token(), self.tls.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
+                drop(client);
+            });
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The database is killed, restarted or frozen under writers.
+
+use std::time::{Duration, Instant};
+
+use chatstore_core::clock::Ctx;
+use chatstore_core::sessions::SessionStore as _;
+use chatstore_core::store::Store as _;
+use chatstore_postgres::testing::{Settings, Shutdown, TestDatabase};
+
+use crate::ledger::Ledger;
+use crate::{SLACK, assert_passing, cluster, connect, eventually, open, rounds, scope, within};
+
+const WRITERS: usize = 16;
+const SESSIONS: usize = 6;
+/// Rounds after which everything is checked, and new sessions are begun.
+const ROUNDS_TOGETHER: usize = 30;
+
+/// From 100 ms to 355 ms.
+fn any_life() -> Duration {
+    let [ms] = Ctx::system().random();
+    Duration::from_millis(100 + u64::from(ms))
+}
+
+/// Red if an append is answered before its commit is on the disk (or `synchronous_commit` is off),
+/// if one whose commit broke off is stored a second time, or if a broken connection is lent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
+    let mut cluster = cluster(Settings::durable());
+    let database = TestDatabase::create_on(&cluster.url("postgres")).await;
+    let statement_timeout = Duration::from_secs(3);
+    let store = open(&database.url(), |options| options.statement_timeout = statement_timeout).await;
+    let mut left = rounds();
+    let mut slowest = Duration::ZERO;
+    while left > 0 {
+        let ledger = Ledger::open(&store, SESSIONS, statement_timeout + SLACK).await;
+        let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+        for _ in 0..left.min(ROUNDS_TOGETHER) {
+            tokio::time::sleep(any_life()).await;
+            cluster.kill().unwrap();
+            cluster.start_again().unwrap();
+            slowest = slowest.max(ledger.await_service(&store).await);
+            left -= 1;
+        }
+        writers.finish().await;
+        ledger.check(&store).await;
+        assert!(ledger.acknowledged() > 200, "the test has hardly tested");
+    }
+    eprintln!("killed {} times, service within {slowest:?} of each start", rounds());
+}
+
+/// Red if an error of a server that shuts down or starts is taken for a final one, or if its dead
+/// connections stay in the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_is_survived() {
+    let mut cluster = cluster(Settings::durable());
+    let database = TestDatabase::create_on(&cluster.url("postgres")).await;
+    let store = open(&database.url(), |_| {}).await;
+    let ledger = Ledger::open(&store, SESSIONS, Duration::from_secs(5) + SLACK).await;
+    let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+    for shutdown in [Shutdown::Fast, Shutdown::Immediate, Shutdown::Fast, Shutdown::Immediate] {
+        tokio::time::sleep(any_life()).await;
+        cluster.restart(shutdown).unwrap();
+        ledger.await_service(&store).await;
+    }
+    // One that stays away for longer than any deadline.
+    cluster.stop(Shutdown::Fast).unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_passing(&within(Duration::from_secs(2), store.check()).await.unwrap_err());
+    cluster.start_again().unwrap();
+    ledger.await_service(&store).await;
+    writers.finish().await;
+    ledger.check(&store).await;
+}
+
+/// Red if an operation waits for a frozen server beyond its deadline, if its connection is lent
+/// again with the old answer still to come, or if what was given up goes on at the server.
+async fn freeze(frozen: Duration, acquire_timeout: Duration, statement_timeout: Duration) {
+    let cluster = cluster(Settings::durable());
+    let database = TestDatabase::create_on(&cluster.url("postgres")).await;
+    let store = open(&database.url(), |options| {
+        options.acquire_timeout = acquire_timeout;
+        options.statement_timeout = statement_timeout;
+    })
+    .await;
+    let limit = statement_timeout + SLACK;
+    let ledger = Ledger::open(&store, SESSIONS, limit).await;
+    let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+    tokio::time::sleep(any_life()).await;
+    let watcher = connect(&cluster.url("postgres")).await;
+    cluster.pause().unwrap();
+    let (end, mut refused) = (Instant::now() + frozen, 0);
+    while Instant::now() < end {
+        let read = within(limit, store.get_session(&scope(), ledger.sessions[0])).await;
+        assert_passing(&read.expect_err("a frozen server answers nothing"));
+        assert_passing(&within(limit, store.check()).await.expect_err("a frozen server is not ready"));
+        refused += 2;
+    }
+    cluster.resume().unwrap();
+    let took = ledger.await_service(&store).await;
+    eprintln!("frozen for {frozen:?}: {refused} reads refused, service {took:?} after");
+    writers.finish().await;
+    ledger.check(&store).await;
+    let ours = "select count(*) from pg_stat_activity where application_name = 'chatstore'";
+    eventually("connections that were given up are closed", SLACK, async || {
+        let count: i64 = watcher.query_one(ours, &[]).await.unwrap().get(0);
+        (count <= 16).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_database_is_answered_for_in_time() {
+    freeze(Duration::from_secs(3), Duration::from_millis(500), Duration::from_secs(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_frozen_for_ten_seconds_is_answered_for_with_the_usual_deadlines() {
+    freeze(Duration::from_secs(10), Duration::from_secs(1), Duration::from_secs(5)).await;
+}

@@ -1,0 +1,116 @@
+//! What stands above tenants: projects and API keys.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::bail;
+use chatstore_core::api_keys::ApiKey;
+use chatstore_core::archive::Checksum;
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::ProjectId;
+use chatstore_core::projects::Project;
+use chatstore_core::store::Store;
+
+use super::Ends;
+
+/// Conflicts that a refusal names.
+const CONFLICTS_SHOWN: usize = 10;
+
+/// What the target lacks.
+#[derive(Default)]
+pub(super) struct Missing {
+    projects: Vec<Project>,
+    keys: Vec<ApiKey>,
+    /// Keys that were revoked at the source after they were copied.
+    revocations: Vec<(String, Timestamp)>,
+}
+
+/// Compares both ends; refuses if the target gave a name or id to something else.
+pub(super) async fn missing(ends: &Ends) -> anyhow::Result<Missing> {
+    let mut missing = Missing::default();
+    let mut conflicts = Vec::new();
+    let there = projects(ends.target.as_ref()).await?;
+    let names: HashMap<&str, ProjectId> = there.values().map(|p| (p.name.as_str(), p.project_id)).collect();
+    for project in projects(ends.source.as_ref()).await?.into_values() {
+        let holder = names.get(project.name.as_str());
+        match (there.get(&project.project_id), holder) {
+            (Some(known), _) if *known == project => {}
+            (Some(known), _) => conflicts.push(format!(
+                "project {} is `{}` here and `{}` there, or of another date",
+                project.project_id, project.name, known.name
+            )),
+            (None, Some(holder)) => conflicts
+                .push(format!("project `{}` has the id {} here and {holder} there", project.name, project.project_id)),
+            (None, None) => missing.projects.push(project),
+        }
+    }
+    let there = api_keys(ends.target.as_ref()).await?;
+    for key in api_keys(ends.source.as_ref()).await?.into_values() {
+        match there.get(&key.key_id) {
+            None => missing.keys.push(key),
+            Some(known) if is_same(&key, known) => {}
+            Some(known) => match key.revoked_at {
+                Some(at)
+                    if is_same(&key, &ApiKey { revoked_at: Some(at), ..known.clone() })
+                        && known.revoked_at.is_none() =>
+                {
+                    missing.revocations.push((key.key_id, at));
+                }
+                _ => conflicts.push(format!("API key {} (`{}`) is another there", key.key_id, key.name)),
+            },
+        }
+    }
+    if conflicts.is_empty() {
+        return Ok(missing);
+    }
+    let more = conflicts.len().saturating_sub(CONFLICTS_SHOWN);
+    conflicts.truncate(CONFLICTS_SHOWN);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    bail!(
+        "the target holds something else in the place of what is to be copied: {}{more}; copy into a database of its own",
+        conflicts.join("; ")
+    )
+}
+
+impl Missing {
+    /// Stores it, the oldest first.
+    pub(super) async fn create(self, ends: &Ends) -> anyhow::Result<()> {
+        for project in self.projects {
+            ends.target.create_project(project).await?;
+        }
+        for key in self.keys {
+            ends.target.create_api_key(key).await?;
+        }
+        for (key_id, at) in self.revocations {
+            ends.target.revoke_api_key(&key_id, at).await?;
+        }
+        Ok(())
+    }
+}
+
+/// All projects by their ids. The default project is made with each schema and keeps the date of
+/// its own, so that date is left out.
+pub(super) async fn projects(store: &dyn Store) -> anyhow::Result<BTreeMap<ProjectId, Project>> {
+    let projects = store.list_projects().await?.into_iter().map(|mut project| {
+        if project.project_id == ProjectId::DEFAULT {
+            project.created_at = Timestamp::from_micros(0).expect("1970 is in range");
+        }
+        (project.project_id, project)
+    });
+    Ok(projects.collect())
+}
+
+/// All keys by their ids.
+pub(super) async fn api_keys(store: &dyn Store) -> anyhow::Result<BTreeMap<String, ApiKey>> {
+    let keys = store.list_api_keys().await?.into_iter().map(|(key, _)| (key.key_id.clone(), key));
+    Ok(keys.collect())
+}
+
+/// Whether both are equal in every field.
+pub(super) fn is_same(one: &ApiKey, other: &ApiKey) -> bool {
+    let sum = |key: &ApiKey| {
+        let mut checksum = Checksum::default();
+        checksum.add_api_key(key);
+        checksum.finish()
+    };
+    sum(one) == sum(other)
+}

@@ -1,0 +1,23 @@
+//! PostgreSQL: the server under test on a database of its own, beside pgbench running the same statements.
+//!
+//! Server and pgbench use the same kind of unix socket, the same tables and the same sessions.
+
+mod append;
+mod conversations;
+mod database;
+mod pgbench;
+
+use anyhow::Result;
+
+use super::{Bench, server_process::ServerProcess};
+
+pub(super) use append::append;
+use database::Database;
+pub(super) use database::DatabaseServer;
+pub(super) use pgbench::Pgbench;
+
+/// Starts a server under test; the first one on a database migrates it.
+fn start_chatstore(bench: &Bench, name: &str, database: &Database) -> Result<ServerProcess> {
+    let folder = bench.workspace.folder(name)?;
+    ServerProcess::start_on(&bench.binary, &folder, &database.url())
+}
