@@ -1,6 +1,6 @@
 //! `postgres`: a PostgreSQL with pgvector for tests, its programs fetched once, gone when this command ends.
 
-mod fetch;
+pub(crate) mod fetch;
 
 use std::{env, path::PathBuf, thread};
 
@@ -42,29 +42,30 @@ pub(crate) fn run(args: &PostgresArgs) -> Result<()> {
 
 /// A server for suites of tests; dropping it ends it if it was started here.
 pub(crate) struct Server {
-    url: String,
     programs: PathBuf,
-    _cluster: Option<Cluster>,
+    cluster: Option<Cluster>,
 }
 
 impl Server {
     pub(crate) fn start(version: Version) -> Result<Self> {
         let programs = fetch::programs(version)?;
         let cluster = Cluster::start(&programs, Settings::fast()).context("PostgreSQL could not be started")?;
-        Ok(Self { url: cluster.url("postgres"), programs, _cluster: Some(cluster) })
+        Ok(Self { programs, cluster: Some(cluster) })
     }
 
-    /// The server of `TEST_POSTGRES_URL` if that is set, else the newest.
+    /// The server that `TEST_POSTGRES_URL` names, if it is set, else the newest.
     pub(crate) fn named_or_newest() -> Result<Self> {
-        let named = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
-        let Some(url) = named("TEST_POSTGRES_URL") else { return Self::start(Version::V18) };
+        let named = |variable| env::var_os(variable).filter(|value| !value.is_empty());
+        if named("TEST_POSTGRES_URL").is_none() {
+            return Self::start(Version::V18);
+        }
         let programs = named("TEST_POSTGRES_PROGRAMS").map(PathBuf::from);
-        let programs = programs.map_or_else(|| fetch::programs(Version::V18), Ok)?;
-        Ok(Self { url, programs, _cluster: None })
+        Ok(Self { programs: programs.map_or_else(|| fetch::programs(Version::V18), Ok)?, cluster: None })
     }
 
-    /// What tests find it by.
-    pub(crate) fn variables(&self) -> [(&'static str, String); 2] {
-        [("TEST_POSTGRES_URL", self.url.clone()), ("TEST_POSTGRES_PROGRAMS", self.programs.display().to_string())]
+    /// What tests find it by, beside what the user has set.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        let url = self.cluster.as_ref().map(|cluster| ("TEST_POSTGRES_URL", cluster.url("postgres")));
+        url.into_iter().chain([("TEST_POSTGRES_PROGRAMS", self.programs.display().to_string())]).collect()
     }
 }

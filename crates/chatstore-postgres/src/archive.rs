@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
-use chatstore_core::ids::SessionId;
+use chatstore_core::ids::{Bucket, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::Message;
@@ -39,14 +39,18 @@ const UPDATE_SESSION_IMPORTED: &str = "update sessions
     where bucket = $1 and session_id = $2";
 const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages
     where bucket = $1 and session_id = $2 and seq = $3";
-const EXPORT_SESSIONS: &str = concat!(
+pub(crate) const EXPORT_SESSIONS: &str = concat!(
     "select ",
     session_columns!(),
-    " from sessions s
-    where s.project_id = $1 and ($2::text is null or s.user_id = $2) and s.session_id > $3
-    order by s.session_id limit $4"
+    " from sessions s where s.project_id = $1 and s.session_id > $2 order by s.session_id limit $3"
 );
-const EXPORT_MESSAGES: &str = concat!(
+pub(crate) const EXPORT_SESSIONS_OF_USER: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s where s.bucket = $1 and s.project_id = $2 and s.user_id = $3 and s.session_id > $4
+    order by s.session_id limit $5"
+);
+pub(crate) const EXPORT_MESSAGES: &str = concat!(
     "select ",
     message_columns!(),
     ", s.deleted_at from sessions s join messages m on m.bucket = s.bucket and m.session_id = s.session_id
@@ -81,8 +85,16 @@ impl ArchiveStore for PostgresStore {
         self.pool
             .read((scope, after, limit), async |db, input| {
                 let (scope, after, limit) = *input;
-                let params = params![scope.project_id.uuid(), scope.user_id.as_deref(), after, i64::from(limit)];
-                db.query(EXPORT_SESSIONS, params).await?.iter().map(session_row).collect()
+                let (project_id, limit) = (scope.project_id.uuid(), i64::from(limit));
+                let rows = match scope.user_id.as_deref() {
+                    Some(user_id) => {
+                        let bucket = bucket_value(Bucket::of_user(scope.project_id, user_id));
+                        let params = params![bucket, project_id, user_id, after, limit];
+                        db.query(EXPORT_SESSIONS_OF_USER, params).await?
+                    }
+                    None => db.query(EXPORT_SESSIONS, params![project_id, after, limit]).await?,
+                };
+                rows.iter().map(session_row).collect()
             })
             .await
     }

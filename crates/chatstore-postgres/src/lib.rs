@@ -156,6 +156,9 @@ const SELECT_CURSOR_SECRET: &str = "select cursor_secret from installation";
 /// A standby answers, but takes no writes.
 const SELECT_IS_STANDBY: &str = "select pg_is_in_recovery()";
 
+#[cfg(test)]
+const STATEMENTS: &[&str] = &[SELECT_CURSOR_SECRET, SELECT_IS_STANDBY];
+
 #[async_trait]
 impl Store for PostgresStore {
     async fn check(&self) -> Result<(), StoreError> {
@@ -182,3 +185,6 @@ impl Store for PostgresStore {
         self.pool.close();
     }
 }
+
+#[cfg(test)]
+mod plans;

@@ -300,7 +300,7 @@ fn unknown(reason: &str) -> StoreError {
 /// What a connection is told once. Every statement here is a walk along keys: a plan is made once,
 /// without values, and never begins with a whole table while that is still small. A commit that
 /// does not wait for the disk is not taken for one.
-fn set_up(options: &PostgresOptions) -> String {
+pub(crate) fn set_up(options: &PostgresOptions) -> String {
     let timeout_ms = options.statement_timeout.as_millis();
     format!(
         "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; \

@@ -22,6 +22,9 @@ pub fn programs() -> PathBuf {
 /// A variable that names the server of the tests; without it a test has failed.
 fn variable(name: &str) -> String {
     std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| {
-        panic!("{name} is not set: run `cargo xtask test`, or start a server with `cargo xtask postgres` and set what it prints")
+        panic!(
+            "{name} is not set: run `cargo xtask test`, or start a server with `cargo xtask postgres` and set what it \
+             prints"
+        )
     })
 }

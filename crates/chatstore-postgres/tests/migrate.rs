@@ -1,5 +1,7 @@
 //! Migrating a real database: once, whole or not at all, and never another program's.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::BTreeSet;
 
 use chatstore_core::clock::Ctx;
@@ -11,6 +13,9 @@ use tokio_postgres::{Client, NoTls};
 const ROLE: &str = "chatstore_test_app";
 /// As a fresh database is, but that the role is there and pgvector is not.
 const EMPTY: &str = "drop schema public cascade; create schema public; grant usage on schema public to public";
+/// As a database is in which a migrator has made its own tables and nothing more.
+const FORGET: &str = "delete from schema_migrations; drop table api_keys, installation, messages, projects, \
+    session_erasures, session_metadata, sessions";
 
 async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
@@ -140,9 +145,8 @@ async fn a_role_without_rights_on_the_schema_starts_when_nothing_is_pending() {
     has_all(&refusal(&database.url()).await, &parts);
     assert_eq!(tables(&database).await, Vec::<String>::new());
     assert_eq!(applied_steps(&database.owner_url()).await, ["base"]);
-    execute(&database, &format!("grant select on schema_migrations to {ROLE}; delete from schema_migrations")).await;
-    execute(&database, "drop table api_keys, installation, messages, projects, session_erasures").await;
-    execute(&database, "drop table session_metadata, sessions").await;
+    execute(&database, FORGET).await;
+    execute(&database, &format!("grant select on schema_migrations to {ROLE}")).await;
     has_all(&refusal(&database.url()).await, &parts);
 }
 
@@ -167,6 +171,28 @@ async fn a_migrator_that_goes_away_leaves_nothing_and_a_repeat_works() {
     assert_eq!(count(&database, "select count(*) from schema_migrations").await, 0);
     assert_eq!(count(&database, "select count(*) from pg_extension where extname = 'vector'").await, 0);
     assert_eq!(applied_steps(&database.owner_url()).await, ["base"]);
+}
+
+#[tokio::test]
+async fn a_migrator_waits_while_another_is_at_work() {
+    let database = TestDatabase::create().await;
+    execute(&database, FORGET).await;
+    let other = connect(&database.owner_url()).await;
+    other.batch_execute("begin; select from migration_lock for update").await.unwrap();
+    let url = database.owner_url();
+    let migrator = tokio::spawn(async move { migrate(&url, &Ctx::system()).await });
+    let sql = "select query_start::text from pg_stat_activity where datname = current_database() \
+        and application_name = 'chatstore' and state = 'idle' and query = 'ROLLBACK'";
+    let mut looks = BTreeSet::new();
+    while looks.len() < 2 {
+        assert!(!migrator.is_finished(), "{:?}", migrator.await);
+        let rows = other.query(sql, &[]).await.unwrap();
+        looks.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        other.batch_execute("select pg_stat_clear_snapshot()").await.unwrap();
+    }
+    assert_eq!(tables(&database).await, ["migration_lock", "schema_migrations"]);
+    other.batch_execute("rollback").await.unwrap();
+    assert_eq!(migrator.await.unwrap().unwrap(), ["base"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //!
 //! The server of the tests is built without TLS, so a proxy before it speaks TLS in its name.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -5,6 +5,7 @@
 
 mod meter;
 mod pages;
+mod patience;
 mod projects;
 mod sessions;
 mod verify;

@@ -5,12 +5,11 @@ mod support;
 #[path = "copy/zoo.rs"]
 mod zoo;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chatstore_core::api_keys::PresentedKey;
-use chatstore_core::archive::{ArchiveIdentity, ArchivedSession, Checksum};
+use chatstore_core::api_keys::{ApiKey, PresentedKey};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::messages::{Message, MessagePatch, MessageQuery};
@@ -20,7 +19,7 @@ use chatstore_core::sessions::{Session, SessionQuery};
 use chatstore_core::store::{Scope, Store};
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{PostgresOptions, PostgresStore};
-use chatstore_sqlite::{SqliteOptions, SqliteStore};
+use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use nix::sys::signal::Signal;
 use support::{Finished, PATIENCE, Process, Random, Server, chatstore, eventually, tool};
 use tempfile::TempDir;
@@ -64,7 +63,9 @@ impl Database {
             Self::Sqlite(folder) => {
                 let path = Self::path(folder);
                 chatstore_sqlite::migrate(&path, &Ctx::system()).unwrap();
-                Arc::new(SqliteStore::open(&SqliteOptions { exclusive: false, ..SqliteOptions::new(path) }).unwrap())
+                let synchronous = Synchronous::Normal;
+                let options = SqliteOptions { exclusive: false, synchronous, ..SqliteOptions::new(path) };
+                Arc::new(SqliteStore::open(&options).unwrap())
             }
             Self::Postgres(database) => {
                 chatstore_postgres::migrate(&database.owner_url(), &Ctx::system()).await.unwrap();
@@ -286,35 +287,286 @@ async fn what_was_deleted_is_not_copied() {
 }
 
 /// Many sessions, and one that takes many parts.
-async fn busy_store() -> (Database, Contents) {
+async fn busy_store() -> Database {
     let database = Database::new(Sqlite).await;
     let keeper = database.keeper().await;
     let scope = Scope::project(ProjectId::DEFAULT);
-    for (sessions, messages) in [(600, 5), (1, 12_000), (600, 5)] {
-        for _ in 0..sessions {
-            let user = format!("user {}", keeper.ctx.random::<1>()[0]);
-            let bucket = scope.bucket(Some(&user), None, [0; 2]);
-            let now = keeper.ctx.now();
-            let new = chatstore_core::sessions::NewSession {
-                session_id: keeper.ctx.new_session_id(now, bucket),
-                user_id: Some(user),
-                session_name: String::new(),
-                is_favorite: false,
-                metadata: chatstore_core::json::RawJson::empty_object(),
-                external_id: None,
-                created_at: now,
-            };
-            let session = new.into_session(ProjectId::DEFAULT);
-            let message = |seq| {
-                let new = keeper.message(&session, &format!("message {seq}"));
-                new.into_message(ProjectId::DEFAULT, session.session_id, seq, now)
-            };
-            let messages = (1..=messages).map(message).collect();
-            let archived = ArchivedSession { identity: ArchiveIdentity::SessionId, session, messages };
-            keeper.store.import_session(&scope, archived).await.unwrap();
+    for (sessions, messages) in [(500, 5), (1, 12_000), (500, 5)] {
+        for n in 0..sessions {
+            let session = keeper.session(&scope, Some(&format!("user {n}")), None).await;
+            keeper.chat(&session, messages).await;
         }
     }
     keeper.store.close().await;
-    let contents = Contents::of(&database).await;
-    (database, contents)
+    database
+}
+
+/// Killed at random moments and run again, until it is through.
+async fn a_killed_copy_goes_on(engine: Engine) {
+    let seed = Random::any_seed();
+    eprintln!("CHATSTORE_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let from = busy_store().await;
+    let expected = Contents::of(&from).await;
+    let to = Database::new(engine).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut killed, mut halfway) = (0_u64, 0);
+    while killed < 12 {
+        let mut command = chatstore(folder.path());
+        command.args(copy_words(&from, &to, &["--quiet"]));
+        let mut process = Process::spawn(command);
+        // Later each time, so that every step of it meets its end.
+        std::thread::sleep(Duration::from_millis(30 + random.below(100 * (killed + 1))));
+        if !process.is_running() {
+            break;
+        }
+        process.signal(Signal::SIGKILL);
+        process.wait(PATIENCE);
+        killed += 1;
+        let there = Contents::of(&to).await.messages();
+        halfway += u64::from(there > 0 && there < expected.messages());
+    }
+    let [sessions, messages, known] = counts(&copy(&from, &to, &[]).ok());
+    eprintln!(
+        "killed {killed} times, {halfway} of them halfway; the last run copied {sessions} and {messages}, {known} known"
+    );
+    assert!(halfway > 0, "no kill came halfway");
+    assert!(sessions + known <= 1_001 && messages < expected.messages() as u64);
+    Contents::of(&to).await.assert_equals(&expected);
+    Contents::of(&from).await.assert_equals(&expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_copy_goes_on_when_it_is_run_again() {
+    a_killed_copy_goes_on(Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_copy_to_postgres_goes_on_when_it_is_run_again() {
+    a_killed_copy_goes_on(Postgres).await;
+}
+
+/// What the comparison says of a target in which `change` changed something, and what it should name.
+async fn named(engine: Engine, change: impl AsyncFnOnce(&Keeper, &[(Session, Vec<Message>)]) -> String) {
+    let (from, to) = (small(Sqlite).await, Database::new(engine).await);
+    copy(&from, &to, &["--quiet"]).ok();
+    let sessions = Contents::of(&to).await.sessions;
+    let keeper = to.keeper().await;
+    let expected = change(&keeper, &sessions).await;
+    keeper.store.close().await;
+    let changed = Contents::of(&to).await;
+    let finished = copy(&from, &to, &["--verify-only"]);
+    assert_eq!(finished.status.code(), Some(1), "{expected}");
+    let said: Vec<&str> = finished.err.lines().filter_map(|line| line.strip_prefix("chatstore: ")).collect();
+    assert!(said.iter().any(|line| line.starts_with(&expected)), "{expected} in {said:?}");
+    assert!(said.len() <= 2, "{said:?}");
+    let [source, target] = table(&finished);
+    assert_ne!(source[5], target[5], "{expected}");
+    // It only looked.
+    Contents::of(&to).await.assert_equals(&changed);
+}
+
+async fn every_change_is_named(engine: Engine) {
+    named(engine, async |keeper, sessions| {
+        let (session, messages) = &sessions[1];
+        let patch = MessagePatch { content: Some("another".to_owned()), ..MessagePatch::default() };
+        keeper.patch(session, messages[2].message_id, patch).await;
+        format!("message {} (3 of session {}) differs", messages[2].message_id, session.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        keeper.delete_message(&sessions[0].0, sessions[0].1[0].message_id).await;
+        format!("message {} (1 of session {}) differs", sessions[0].1[0].message_id, sessions[0].0.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        let message = keeper.say(&sessions[3].0, "one more").await;
+        format!("message {} (5 of session {}) is only at the target", message.message_id, sessions[3].0.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        keeper.rename(&sessions[5].0, "another").await;
+        format!("session {} differs", sessions[5].0.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        keeper.delete(&sessions[4].0).await;
+        format!("session {} differs", sessions[4].0.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        let scope = Scope::project(sessions[0].0.project_id);
+        format!("session {} is only at the target", keeper.session(&scope, None, None).await.session_id)
+    })
+    .await;
+    named(engine, async |keeper, _| format!("API key {} is only at the target", keeper.key(|_| {}).await.key_id)).await;
+    named(engine, async |keeper, _| {
+        format!("project {} is only at the target", keeper.project("third", keeper.ctx.now()).await.project_id)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comparison_names_what_differs() {
+    every_change_is_named(Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comparison_names_what_differs_in_postgres() {
+    every_change_is_named(Postgres).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comparison_reads_what_is_stored() {
+    let (from, to) = (small(Sqlite).await, Database::new(Sqlite).await);
+    copy(&from, &to, &["--quiet"]).ok();
+    let Database::Sqlite(folder) = &to else { panic!("the target is a file") };
+    let file = rusqlite::Connection::open(Database::path(folder)).unwrap();
+    for by in [1, -1] {
+        let sql = "update messages set created_at = created_at + ?1 where message_no = (select max(message_no) from messages)";
+        assert_eq!(file.execute(sql, [by]).unwrap(), 1);
+        let finished = copy(&from, &to, &["--verify-only"]);
+        assert_eq!(finished.status.code(), Some(if by == 1 { 1 } else { 0 }));
+        let [source, target] = table(&finished);
+        assert_eq!(source[5] == target[5], by != 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_source_that_went_on_the_rest_follows_and_what_changed_is_named() {
+    let (from, to) = (small(Sqlite).await, Database::new(Sqlite).await);
+    copy(&from, &to, &[]).ok();
+    let sessions = Contents::of(&from).await.sessions;
+    let keeper = from.keeper().await;
+    keeper.say(&sessions[0].0, "one more").await;
+    let fresh = keeper.session(&Scope::project(ProjectId::DEFAULT), None, None).await;
+    keeper.chat(&fresh, 3).await;
+    let project = keeper.project("third", keeper.ctx.now()).await;
+    keeper.session(&project, None, None).await;
+    let key = keeper.key(|key| key.project_id = project.project_id).await;
+    keeper.store.close().await;
+    assert_eq!(counts(&copy(&from, &to, &[]).ok()), [2, 4, 5]);
+    Contents::of(&to).await.assert_equals(&Contents::of(&from).await);
+
+    // A revocation follows too: no key that was withdrawn opens the copy.
+    let keeper = from.keeper().await;
+    let revoked = keeper.store.revoke_api_key(&key.key_id, keeper.ctx.now()).await.unwrap();
+    keeper.store.close().await;
+    copy(&from, &to, &[]).ok();
+    let store = to.open().await;
+    assert_eq!(store.get_api_key(&key.key_id).await.unwrap().unwrap().revoked_at, revoked.revoked_at);
+    store.close().await;
+
+    let keeper = from.keeper().await;
+    let (session, messages) = &sessions[2];
+    let patch = MessagePatch { content: Some("another".to_owned()), ..MessagePatch::default() };
+    keeper.patch(session, messages[0].message_id, patch).await;
+    keeper.store.close().await;
+    let refusal = copy(&from, &to, &[]).refusal();
+    let expected = format!("message {} (1 of session {}) differs", messages[0].message_id, session.session_id);
+    assert!(refusal.contains(&expected), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_went_on_at_both_ends_is_not_mixed() {
+    for engine in [Sqlite, Postgres] {
+        let (from, to) = (small(Sqlite).await, Database::new(engine).await);
+        copy(&from, &to, &[]).ok();
+        let sessions = Contents::of(&from).await.sessions;
+        let session = &sessions[0].0;
+        let keeper = from.keeper().await;
+        keeper.say(session, "here").await;
+        keeper.say(session, "and on").await;
+        keeper.store.close().await;
+        let keeper = to.keeper().await;
+        keeper.say(session, "there").await;
+        keeper.store.close().await;
+        let before = Contents::of(&to).await;
+        let refusal = copy(&from, &to, &[]).refusal();
+        let expected =
+            format!("session {} cannot be stored: /messages go on from another message 5", session.session_id);
+        assert!(refusal.contains(&expected), "{refusal}");
+        Contents::of(&to).await.assert_equals(&before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_at_the_target_is_named_before_anything_is_written() {
+    for engine in [Sqlite, Postgres] {
+        let (from, to) = (small(Sqlite).await, Database::new(engine).await);
+        let contents = Contents::of(&from).await;
+        let (source, target) = (from.keeper().await, to.keeper().await);
+        let other = source.store.get_project("other").await.unwrap().unwrap();
+        let named = target.project("other", target.ctx.now()).await;
+        let renamed = source.project("mine", source.ctx.now()).await;
+        let mine = source.store.get_project("mine").await.unwrap().unwrap();
+        target.store.create_project(Project { name: "yours".to_owned(), ..mine }).await.unwrap();
+        let key = source.store.list_api_keys().await.unwrap().remove(0).0;
+        let digest = PresentedKey::generate(&source.ctx).digest();
+        target.store.create_api_key(ApiKey { digest, ..key.clone() }).await.unwrap();
+        source.store.close().await;
+        target.store.close().await;
+        let before = Contents::of(&to).await;
+        let refusal = copy(&from, &to, &[]).refusal();
+        for expected in [
+            format!(
+                "project `other` has the id {} at the source and {} at the target",
+                other.project_id, named.project_id
+            ),
+            format!("project {} is named `mine` at the source and `yours` at the target", renamed.project_id),
+            format!("API key {} (`a key`) differs at the target", key.key_id),
+        ] {
+            assert!(refusal.contains(&expected), "{expected}: {refusal}");
+        }
+        Contents::of(&to).await.assert_equals(&before);
+        assert!(before.sessions.is_empty() && contents.sessions.len() == 6);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_copied_is_refused_with_a_sentence() {
+    let from = small(Sqlite).await;
+    let Database::Sqlite(folder) = &from else { panic!("the source is a file") };
+    let run = |words: &[&str]| tool(folder.path(), &[&["copy"], words].concat());
+    let refusal = run(&["--from", "sqlite:absent.db", "--to", "sqlite:new.db"]).refusal();
+    assert!(refusal.contains("--from: there is no database of Chatstore at absent.db"), "{refusal}");
+    let refusal = run(&["--from", "sqlite:chatstore.db", "--to", "sqlite:new.db", "--verify-only"]).refusal();
+    assert!(refusal.contains("--to: there is no database of Chatstore at new.db"), "{refusal}");
+    std::os::unix::fs::symlink("chatstore.db", folder.path().join("link.db")).unwrap();
+    for same in ["sqlite:chatstore.db", "sqlite:./chatstore.db", "sqlite:link.db", &from.url()] {
+        let refusal = run(&["--from", "sqlite:chatstore.db", "--to", same]).refusal();
+        assert!(refusal.contains("--from and --to name the same database"), "{same}: {refusal}");
+    }
+    let secret = "canary5b21e8";
+    let refusal = run(&["--from", &format!("mysql://u:{secret}@h/d"), "--to", "sqlite:new.db"]).refusal();
+    assert!(refusal.contains("--from must be sqlite:PATH") && !refusal.contains(secret), "{refusal}");
+    let url = format!("postgres://u:{secret}@127.0.0.1:1/d");
+    for words in [["--from", &url, "--to", "sqlite:new.db"], ["--from", "sqlite:chatstore.db", "--to", &url]] {
+        let refusal = run(&words).refusal();
+        assert!(refusal.contains("127.0.0.1") && !refusal.contains(secret), "{refusal}");
+    }
+    assert!(!folder.path().join("new.db").exists());
+    assert_eq!(run(&["--from", "sqlite:chatstore.db"]).status.code(), Some(2));
+
+    let mut server = Server::start_with(folder.path(), &[("DATABASE_URL", "sqlite:chatstore.db")]);
+    let refusal = run(&["--from", "sqlite:chatstore.db", "--to", "sqlite:new.db"]).refusal();
+    assert!(refusal.contains("is in use by `chatstore serve`"), "{refusal}");
+    server.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn urls_come_from_files_and_quiet_is_quiet() {
+    let (from, to) = (small(Sqlite).await, Database::new(Postgres).await);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("from"), format!("{}\n", from.url())).unwrap();
+    std::fs::write(folder.path().join("to"), to.url()).unwrap();
+    let words = ["copy", "--from-file", "from", "--to-file", "to", "--quiet"];
+    for more in [&[][..], &["--verify-only"]] {
+        let finished = tool(folder.path(), &[&words[..], more].concat()).ok();
+        assert_eq!((finished.out.as_str(), finished.err.as_str()), ("", ""));
+    }
+    let twice = tool(folder.path(), &["copy", "--from-file", "from", "--from", "sqlite:x", "--to-file", "to"]);
+    assert_eq!(twice.status.code(), Some(2));
+    let refusal = tool(folder.path(), &["copy", "--from-file", "absent", "--to-file", "to"]).refusal();
+    assert!(refusal.contains("cannot read absent"), "{refusal}");
 }

@@ -35,7 +35,8 @@ impl Measurement {
             all.merge(&run.histogram);
         }
         let rates: Vec<f64> = runs.iter().map(Run::throughput).collect();
-        let cpu_us = |share: fn(&CpuTimes) -> Duration| median(runs.iter().map(|run| run.us_per_request(share(&run.cpu))));
+        let cpu_us =
+            |share: fn(&CpuTimes) -> Duration| median(runs.iter().map(|run| run.us_per_request(share(&run.cpu))));
         Self {
             name: name.to_owned(),
             connections,
@@ -166,7 +167,17 @@ impl Report {
         let _ = writeln!(
             text,
             "\n{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6}",
-            "request", "conns", "req/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs", "DB CPU", "gen CPU", "RSS MiB", "errors"
+            "request",
+            "conns",
+            "req/s",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "CPU µs",
+            "DB CPU",
+            "gen CPU",
+            "RSS MiB",
+            "errors"
         );
         for row in &self.measurements {
             let _ = writeln!(

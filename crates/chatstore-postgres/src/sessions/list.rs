@@ -16,14 +16,18 @@ use crate::pool::{Db, Failure, Plan};
 
 const SELECT_LIST: &str =
     concat!("select ", session_columns!(), " from sessions s where s.deleted_at is null and s.project_id = $1");
+/// From the matches to their sessions: `offset 0` keeps the planner from beginning with the sessions,
+/// for it does not know that the matches are few.
 const SELECT_BY_METADATA: &str = concat!(
     "select ",
     session_columns!(),
-    " from session_metadata f join sessions s on s.bucket = f.bucket and s.session_id = f.session_id
+    " from session_metadata f cross join lateral (
+        select s.* from sessions s where s.bucket = f.bucket and s.session_id = f.session_id offset 0) s
     where s.deleted_at is null and s.project_id = $1 and f.project_id = $1"
 );
+/// In the order of an index, so that not the table is read for a value that most sessions have.
 const COUNT_MATCHES: &str = "select count(*) from (
-    select 1 from session_metadata where project_id = $1 and pair_digest = $2 limit $3) f";
+    select 1 from session_metadata where project_id = $1 and pair_digest = $2 order by session_id limit $3) f";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[COUNT_MATCHES];
@@ -34,7 +38,7 @@ const FEW_MATCHES_MAX: i64 = 1_000;
 
 /// From where a list is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
+pub(crate) enum Path {
     /// In its order; what does not match is passed over.
     Order,
     /// From the sessions that match the first metadata filter.
@@ -42,10 +46,10 @@ enum Path {
 }
 
 /// A page that is wanted.
-pub(super) struct List<'a> {
-    pub(super) scope: &'a Scope,
-    pub(super) query: &'a SessionQuery,
-    pub(super) page: &'a PageRequest<SessionPosition>,
+pub(crate) struct List<'a> {
+    pub(crate) scope: &'a Scope,
+    pub(crate) query: &'a SessionQuery,
+    pub(crate) page: &'a PageRequest<SessionPosition>,
 }
 
 impl List<'_> {
@@ -73,7 +77,7 @@ impl List<'_> {
     }
 
     /// Filters make more statements than a connection should keep.
-    fn plan(&self) -> Plan {
+    pub(crate) fn plan(&self) -> Plan {
         let query = self.query;
         let filters = query.is_favorite.is_some()
             || !query.metadata.is_empty()
@@ -83,7 +87,7 @@ impl List<'_> {
     }
 
     /// The statement, from fixed pieces: what a client sent stands in parameters alone.
-    fn statement(&self, path: Path) -> (String, Vec<Value>) {
+    pub(crate) fn statement(&self, path: Path) -> (String, Vec<Value>) {
         let (scope, query) = (self.scope, self.query);
         let mut sql = Text::new(if path == Path::Matches { SELECT_BY_METADATA } else { SELECT_LIST });
         sql.values.push(Value::Id(scope.project_id.uuid()));
@@ -105,21 +109,23 @@ impl List<'_> {
             }
             sql.push(" and exists (select 1 from session_metadata m where m.bucket = s.bucket");
             sql.bind(" and m.session_id = s.session_id and m.pair_digest = ", digest);
-            sql.push(")");
+            // Keeps it a question to each session of the walk; else all that match would be sorted.
+            sql.push(" offset 0)");
         }
+        let hours = if self.one_user().is_some() || path == Path::Matches { None } else { hour_column(query.sort) };
+        // The sum keeps the planner from leaving the hours for the index of creation.
+        let created_at = if hours.is_some() { "s.created_at + 0" } else { "s.created_at" };
         if let Some(after) = query.created_after {
-            sql.bind(" and s.created_at > ", Value::Number(after.as_micros()));
+            sql.bind(&format!(" and {created_at} > "), Value::Number(after.as_micros()));
         }
         if let Some(before) = query.created_before {
-            sql.bind(" and s.created_at < ", Value::Number(before.as_micros()));
+            sql.bind(&format!(" and {created_at} < "), Value::Number(before.as_micros()));
         }
-        self.order(&mut sql, path);
+        self.order(&mut sql, hours);
         (sql.text, sql.values)
     }
 
-    fn order(&self, sql: &mut Text, path: Path) {
-        let one_user = self.one_user().is_some();
-        let hours = if one_user || path == Path::Matches { None } else { hour_column(self.query.sort) };
+    fn order(&self, sql: &mut Text, hours: Option<&str>) {
         let key = sort_key(self.query.sort);
         let (compare, reach, direction) = match self.query.order {
             Order::Asc => (">", ">=", "asc"),
@@ -167,7 +173,7 @@ impl Text {
 }
 
 /// A parameter of a list.
-enum Value {
+pub(crate) enum Value {
     Bucket(i16),
     Id(Uuid),
     Text(String),
@@ -177,7 +183,7 @@ enum Value {
 }
 
 impl Value {
-    fn param(&self) -> Param<'_> {
+    pub(crate) fn param(&self) -> Param<'_> {
         match self {
             Self::Bucket(value) => (value, i16::TYPE),
             Self::Id(value) => (value, Uuid::TYPE),

@@ -36,7 +36,7 @@ pub(super) async fn delete_metadata(db: &Db, session_id: SessionId) -> Result<()
 }
 
 /// What stands for a top-level scalar of metadata in the index.
-pub(super) fn pair_digest(key: &str, value: &str) -> [u8; 32] {
+pub(crate) fn pair_digest(key: &str, value: &str) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update((key.len() as u64).to_be_bytes());
     hash.update(key.as_bytes());

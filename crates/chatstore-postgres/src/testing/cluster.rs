@@ -87,7 +87,8 @@ impl Cluster {
             fs::canonicalize(programs).map_err(|error| io::Error::other(format!("{}: {error}", programs.display())))?;
         if !server_can_enter(&programs) {
             return Err(io::Error::other(format!(
-                "the user nobody, who runs PostgreSQL for root, may not enter {}; move the programs to a folder open to all",
+                "the user nobody, who runs PostgreSQL for root, may not enter {}; move the programs to a folder open \
+                 to all",
                 programs.display()
             )));
         }

@@ -25,7 +25,8 @@ pub fn server_can_enter(folder: &Path) -> bool {
     server_user().is_none() || fs::canonicalize(folder).is_ok_and(|folder| folder.ancestors().all(open))
 }
 
-/// A program of PostgreSQL, run by the server's user in `folder`. A Ctrl-C at the terminal does not reach it: we end it.
+/// A program of PostgreSQL, run by the server's user in `folder`. A Ctrl-C at the terminal does not
+/// reach it: we end it.
 pub(super) fn program(path: &Path, folder: &Path) -> Command {
     let mut command = Command::new(path);
     command.current_dir(folder).stdin(Stdio::null()).process_group(0);

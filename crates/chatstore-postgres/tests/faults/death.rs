@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use chatstore_core::clock::Ctx;
-use chatstore_core::sessions::SessionStore as _;
 use chatstore_core::store::Store as _;
 use chatstore_postgres::testing::{Settings, Shutdown, TestDatabase};
 
 use crate::ledger::Ledger;
-use crate::{SLACK, assert_passing, cluster, connect, eventually, open, rounds, scope, within};
+use crate::{SLACK, assert_passing, cluster, connect, eventually, open, read_session, rounds, within};
 
 const WRITERS: usize = 16;
 const SESSIONS: usize = 6;
@@ -33,7 +32,7 @@ async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
     let mut slowest = Duration::ZERO;
     while left > 0 {
         let ledger = Ledger::open(&store, SESSIONS, statement_timeout + SLACK).await;
-        let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+        let writers = ledger.start_writers(WRITERS, &[&store]);
         for _ in 0..left.min(ROUNDS_TOGETHER) {
             tokio::time::sleep(any_life()).await;
             cluster.kill().unwrap();
@@ -56,7 +55,7 @@ async fn a_restart_is_survived() {
     let database = TestDatabase::create_on(&cluster.url("postgres")).await;
     let store = open(&database.url(), |_| {}).await;
     let ledger = Ledger::open(&store, SESSIONS, Duration::from_secs(5) + SLACK).await;
-    let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+    let writers = ledger.start_writers(WRITERS, &[&store]);
     for shutdown in [Shutdown::Fast, Shutdown::Immediate, Shutdown::Fast, Shutdown::Immediate] {
         tokio::time::sleep(any_life()).await;
         cluster.restart(shutdown).unwrap();
@@ -84,13 +83,13 @@ async fn freeze(frozen: Duration, acquire_timeout: Duration, statement_timeout: 
     .await;
     let limit = statement_timeout + SLACK;
     let ledger = Ledger::open(&store, SESSIONS, limit).await;
-    let writers = ledger.start_writers(WRITERS, &[store.clone()]);
+    let writers = ledger.start_writers(WRITERS, &[&store]);
     tokio::time::sleep(any_life()).await;
     let watcher = connect(&cluster.url("postgres")).await;
     cluster.pause().unwrap();
     let (end, mut refused) = (Instant::now() + frozen, 0);
     while Instant::now() < end {
-        let read = within(limit, store.get_session(&scope(), ledger.sessions[0])).await;
+        let read = within(limit, read_session(&store, ledger.sessions[0])).await;
         assert_passing(&read.expect_err("a frozen server answers nothing"));
         assert_passing(&within(limit, store.check()).await.expect_err("a frozen server is not ready"));
         refused += 2;

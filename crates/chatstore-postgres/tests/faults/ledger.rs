@@ -9,12 +9,11 @@ use chatstore_core::clock::Ctx;
 use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::messages::{Message, MessageQuery, MessageStore as _, NewMessage};
 use chatstore_core::page::{Order, PageRequest, PageStart};
-use chatstore_core::sessions::SessionStore as _;
 use chatstore_core::store::StoreError;
 use chatstore_postgres::PostgresStore;
 use tokio::task::JoinSet;
 
-use crate::{RECOVERY_LIMIT, assert_passing, eventually, new_session, scope, within};
+use crate::{RECOVERY_LIMIT, SCOPE, assert_passing, eventually, new_session, read_session, within};
 
 /// The most messages of one append.
 const BATCH_MAX: u8 = 4;
@@ -72,7 +71,7 @@ impl Ledger {
         let messages = usize::from(1 + count % BATCH_MAX);
         let append = self.appends.fetch_add(1, Ordering::Relaxed);
         let new: Vec<_> = (0..messages).map(|place| self.note(session_id, append, place, messages)).collect();
-        let appending = store.append_messages(&scope(), session_id, new, self.ctx.now());
+        let appending = store.append_messages(&SCOPE, session_id, new, self.ctx.now());
         let result = within(self.limit, appending).await;
         match &result {
             Ok(stored) => {
@@ -106,7 +105,7 @@ impl Ledger {
     }
 
     /// Writers that append to `stores` in turn, until they are told to stop.
-    pub(crate) fn start_writers(self: &Arc<Self>, writers: usize, stores: &[Arc<PostgresStore>]) -> Writers {
+    pub(crate) fn start_writers(self: &Arc<Self>, writers: usize, stores: &[&Arc<PostgresStore>]) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for number in 0..writers {
@@ -133,7 +132,7 @@ impl Ledger {
             tasks.spawn(async move {
                 match number % 2 {
                     0 => ledger.append(&store).await.map(drop),
-                    _ => store.get_session(&scope(), ledger.sessions[0]).await.map(drop),
+                    _ => read_session(&store, ledger.sessions[0]).await.map(drop),
                 }
             });
         }
@@ -181,17 +180,17 @@ impl Ledger {
     async fn messages(&self, store: &PostgresStore, session_id: SessionId) -> Vec<Message> {
         let query = MessageQuery { order: Order::Asc, ..MessageQuery::default() };
         loop {
-            let session = store.get_session(&scope(), session_id).await.unwrap().unwrap();
+            let session = read_session(store, session_id).await.unwrap();
             let mut page = PageRequest { limit: 100, start: PageStart::Offset(0) };
             let mut found = Vec::new();
             loop {
-                let part = store.list_messages(&scope(), session_id, &query, &page).await.unwrap();
+                let part = store.list_messages(&SCOPE, session_id, &query, &page).await.unwrap();
                 found.extend(part.items);
                 let Some(next) = part.next else { break };
                 page.start = PageStart::After(next);
             }
             // An append that was refused as too slow may still be stored.
-            if session == store.get_session(&scope(), session_id).await.unwrap().unwrap() {
+            if session == read_session(store, session_id).await.unwrap() {
                 let count = i64::try_from(found.len()).unwrap();
                 assert_eq!((session.last_seq, session.message_count), (count, count));
                 return found;

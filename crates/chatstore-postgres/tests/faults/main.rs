@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chatstore_core::clock::Ctx;
-use chatstore_core::ids::ProjectId;
+use chatstore_core::ids::{ProjectId, SessionId};
 use chatstore_core::json::RawJson;
+use chatstore_core::messages::{Message, MessageQuery, MessageStore as _};
+use chatstore_core::page::PageRequest;
 use chatstore_core::sessions::{NewSession, Session, SessionStore as _};
 use chatstore_core::store::{Scope, StoreError};
 use chatstore_postgres::testing::{Cluster, Settings, TestDatabase, programs};
@@ -49,15 +51,13 @@ async fn open(url: &str, change: impl FnOnce(&mut PostgresOptions)) -> Arc<Postg
     Arc::new(PostgresStore::open(&options).await.unwrap())
 }
 
-fn scope() -> Scope {
-    Scope::project(ProjectId::DEFAULT)
-}
+static SCOPE: Scope = Scope { project_id: ProjectId::DEFAULT, user_id: None };
 
 async fn new_session(store: &PostgresStore) -> Session {
     let ctx = Ctx::system();
     let created_at = ctx.now();
     let new = NewSession {
-        session_id: ctx.new_session_id(created_at, scope().bucket(None, None, ctx.random())),
+        session_id: ctx.new_session_id(created_at, SCOPE.bucket(None, None, ctx.random())),
         user_id: None,
         session_name: "a session".to_owned(),
         is_favorite: false,
@@ -65,7 +65,17 @@ async fn new_session(store: &PostgresStore) -> Session {
         external_id: None,
         created_at,
     };
-    store.create_session(&scope(), new).await.unwrap()
+    store.create_session(&SCOPE, new).await.unwrap()
+}
+
+async fn read_session(store: &PostgresStore, session_id: SessionId) -> Result<Session, StoreError> {
+    Ok(store.get_session(&SCOPE, session_id).await?.expect("the session exists"))
+}
+
+/// The last messages of a session, newest first.
+async fn read_messages(store: &PostgresStore, session_id: SessionId) -> Result<Vec<Message>, StoreError> {
+    let (query, page) = (MessageQuery::default(), PageRequest::default());
+    Ok(store.list_messages(&SCOPE, session_id, &query, &page).await?.items)
 }
 
 /// A client beside the store, as the owner of the database.

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chatstore_core::sessions::SessionStore as _;
 use chatstore_core::store::Store as _;
 use chatstore_postgres::testing::{Cluster, Settings, TestDatabase};
 use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore};
 
 use crate::ledger::Ledger;
 use crate::proxy::{Fate, Proxy};
-use crate::{RECOVERY_LIMIT, SLACK, assert_passing, cluster, eventually, open, rounds, scope, within};
+use crate::{RECOVERY_LIMIT, SLACK, assert_passing, cluster, eventually, open, read_session, rounds, within};
 
 const WRITERS: usize = 16;
 const SESSIONS: usize = 6;
@@ -42,7 +41,7 @@ async fn commits_meet(fate: Fate, commits: usize, change: impl FnOnce(&mut Postg
     let ledger = Ledger::open(&place.store, SESSIONS, Duration::from_secs(5) + SLACK).await;
     place.proxy.spoil(fate, 3);
     let (before, limit) = (place.proxy.begun(), Duration::from_secs(60 + commits as u64));
-    let writers = ledger.start_writers(WRITERS, &[place.store.clone(), place.direct.clone()]);
+    let writers = ledger.start_writers(WRITERS, &[&place.store, &place.direct]);
     // Each one costs its connection.
     eventually("enough has gone wrong", limit, async || (place.proxy.begun() - before > commits).then_some(())).await;
     writers.finish().await;
@@ -78,7 +77,7 @@ async fn a_commit_that_is_answered_by_silence_is_refused_in_time_and_stored_once
     let place = Place::new(|options| options.statement_timeout = statement_timeout).await;
     let ledger = Ledger::open(&place.store, SESSIONS, statement_timeout + SLACK).await;
     place.proxy.spoil(Fate::Silence, 2);
-    let writers = ledger.start_writers(WRITERS, &[place.store.clone()]);
+    let writers = ledger.start_writers(WRITERS, &[&place.store]);
     let enough = async || (place.proxy.swallowed() >= 8).then_some(());
     eventually("enough commits have met silence", Duration::from_secs(30), enough).await;
     place.proxy.spoil(Fate::Answered, 1);
@@ -103,7 +102,7 @@ async fn half_open_connections_are_noticed_in_time_and_leave_the_pool() {
     let fill = |expected: usize| {
         let (ledger, place) = (ledger.clone(), &place);
         async move {
-            let reads = (0..64).map(|_| place.store.get_session(&scope(), ledger.sessions[0]));
+            let reads = (0..64).map(|_| read_session(&place.store, ledger.sessions[0]));
             let read = futures_util::future::join_all(reads).await;
             assert_eq!(read.iter().filter(|read| read.is_ok()).count(), expected);
         }
@@ -111,14 +110,14 @@ async fn half_open_connections_are_noticed_in_time_and_leave_the_pool() {
     fill(64).await;
     // One that ends before any deadline: all that is idle is dead, and only use can tell.
     place.proxy.go_black();
-    let refused = within(limit, place.store.get_session(&scope(), ledger.sessions[0])).await;
+    let refused = within(limit, read_session(&place.store, ledger.sessions[0])).await;
     assert_passing(&refused.unwrap_err());
     place.proxy.come_back();
     ledger.await_service(&place.store).await;
 
     // One under load and longer than any deadline: also connections that begin are met by silence.
     fill(64).await;
-    let writers = ledger.start_writers(WRITERS, &[place.store.clone()]);
+    let writers = ledger.start_writers(WRITERS, &[&place.store]);
     tokio::time::sleep(Duration::from_millis(200)).await;
     place.proxy.go_black();
     let end = Instant::now() + Duration::from_secs(4);

@@ -124,7 +124,8 @@ fn redacted_url(url: &str) -> String {
 
 /// Only names known to be harmless show their values: a driver may learn a new secret option any day.
 fn redacted_option(option: &str) -> String {
-    const SHOWN: &[&str] = &["application_name", "connect_timeout", "dbname", "host", "port", "sslmode", "user"];
+    const SHOWN: &[&str] =
+        &["application_name", "connect_timeout", "dbname", "host", "port", "sslmode", "sslrootcert", "user"];
     match option.split_once('=') {
         Some((name, _)) if SHOWN.contains(&name) => option.to_owned(),
         Some((name, _)) => format!("{name}=***"),

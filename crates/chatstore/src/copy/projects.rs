@@ -31,15 +31,18 @@ pub(super) async fn missing(ends: &Ends) -> anyhow::Result<Missing> {
     let there = projects(ends.target.as_ref()).await?;
     let names: HashMap<&str, ProjectId> = there.values().map(|p| (p.name.as_str(), p.project_id)).collect();
     for project in projects(ends.source.as_ref()).await?.into_values() {
-        let holder = names.get(project.name.as_str());
-        match (there.get(&project.project_id), holder) {
+        let Project { project_id, name, .. } = &project;
+        match (there.get(project_id), names.get(name.as_str())) {
             (Some(known), _) if *known == project => {}
+            (Some(known), _) if known.name == *name => {
+                conflicts.push(format!("project `{name}` has another date at the target"));
+            }
             (Some(known), _) => conflicts.push(format!(
-                "project {} is `{}` here and `{}` there, or of another date",
-                project.project_id, project.name, known.name
+                "project {project_id} is named `{name}` at the source and `{}` at the target",
+                known.name
             )),
             (None, Some(holder)) => conflicts
-                .push(format!("project `{}` has the id {} here and {holder} there", project.name, project.project_id)),
+                .push(format!("project `{name}` has the id {project_id} at the source and {holder} at the target")),
             (None, None) => missing.projects.push(project),
         }
     }
@@ -48,26 +51,27 @@ pub(super) async fn missing(ends: &Ends) -> anyhow::Result<Missing> {
         match there.get(&key.key_id) {
             None => missing.keys.push(key),
             Some(known) if is_same(&key, known) => {}
-            Some(known) => match key.revoked_at {
-                Some(at)
-                    if is_same(&key, &ApiKey { revoked_at: Some(at), ..known.clone() })
-                        && known.revoked_at.is_none() =>
-                {
-                    missing.revocations.push((key.key_id, at));
+            Some(known) => {
+                let revoked = ApiKey { revoked_at: key.revoked_at, ..known.clone() };
+                match key.revoked_at {
+                    Some(at) if known.revoked_at.is_none() && is_same(&key, &revoked) => {
+                        missing.revocations.push((key.key_id, at));
+                    }
+                    _ => conflicts.push(format!("API key {} (`{}`) differs at the target", key.key_id, key.name)),
                 }
-                _ => conflicts.push(format!("API key {} (`{}`) is another there", key.key_id, key.name)),
-            },
+            }
         }
     }
     if conflicts.is_empty() {
         return Ok(missing);
     }
-    let more = conflicts.len().saturating_sub(CONFLICTS_SHOWN);
-    conflicts.truncate(CONFLICTS_SHOWN);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    let more = match conflicts.split_off(CONFLICTS_SHOWN.min(conflicts.len())).len() {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let conflicts = conflicts.join("; ");
     bail!(
-        "the target holds something else in the place of what is to be copied: {}{more}; copy into a database of its own",
-        conflicts.join("; ")
+        "the target holds something else in the same place: {conflicts}{more}; nothing was copied, name an empty database in --to"
     )
 }
 

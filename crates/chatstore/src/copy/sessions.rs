@@ -1,7 +1,6 @@
 //! Copying sessions with their messages, several at once so that their commits overlap.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
@@ -11,10 +10,8 @@ use tokio::task::JoinSet;
 
 use super::meter::Meter;
 use super::pages::{Sessions, messages};
+use super::patience::Patience;
 use super::{Ends, IN_FLIGHT_MAX, projects};
-
-/// How long a busy target is asked again.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Copies what the target lacks; tells how many sessions it had already.
 pub(super) async fn copy(ends: &Ends, meter: &Arc<Meter>) -> anyhow::Result<u64> {
@@ -61,7 +58,7 @@ async fn copy_session(
 ) -> anyhow::Result<()> {
     // The last message that is there goes again: the target refuses to go on from another one.
     let mut after = (there.unwrap_or(0) - 1).max(0);
-    let (mut pause, mut waited) = (Duration::from_millis(10), Duration::ZERO);
+    let mut patience = Patience::new();
     loop {
         // A part that was refused as busy is read again, which is cheaper than to keep it twice.
         let part = messages(ends.source.as_ref(), &scope, &session, after).await?;
@@ -70,18 +67,15 @@ async fn copy_session(
         let archived = ArchivedSession { identity, session: session.clone(), messages: part };
         match ends.target.import_session(&scope, archived).await {
             Ok(imported) => meter.add(u64::from(imported.session), imported.messages),
-            Err(StoreError::Busy) if waited < BUSY_TIMEOUT => {
-                tokio::time::sleep(pause).await;
-                waited += pause;
-                pause = (pause * 2).min(Duration::from_secs(1));
+            Err(error) => {
+                patience.after(error).await.map_err(|error| refused(&session, error))?;
                 continue;
             }
-            Err(error) => return Err(refused(&session, error)),
         }
         if last >= session.last_seq {
             return Ok(());
         }
-        (after, waited) = (last, Duration::ZERO);
+        (after, patience) = (last, Patience::new());
     }
 }
 

@@ -215,7 +215,8 @@ impl Keeper {
     async fn counted(&self, scope: &Scope) {
         for counts in [vec![None], vec![Some(0)], vec![Some(7)], vec![Some(7), None, Some(1_000_000_000_000)]] {
             let session = self.session(scope, None, None).await;
-            let new = counts.iter().map(|count| NewMessage { token_count: *count, ..self.message(&session, "counted") });
+            let new =
+                counts.iter().map(|count| NewMessage { token_count: *count, ..self.message(&session, "counted") });
             let messages = self.append(&session, new.collect()).await;
             if counts.len() == 1 {
                 self.delete_message(&session, messages[0].message_id).await;
@@ -252,7 +253,8 @@ impl Keeper {
         for (n, last_message_at) in [None, Some(moment(-1)), Some(moment(1 << 50))].into_iter().enumerate() {
             let origin = self.new_session(scope, Some("eve"), None);
             let mut session = self.new_session(scope, Some("eve"), None).into_session(scope.project_id);
-            (session.created_at, session.updated_at, session.last_message_at) = (moment(0), moment(-5), last_message_at);
+            (session.created_at, session.updated_at, session.last_message_at) =
+                (moment(0), moment(-5), last_message_at);
             session.version = 1_000_000_000_000_000;
             session.forked_from = Some(origin.session_id);
             if n == 1 {

@@ -1,10 +1,9 @@
 //! The program on PostgreSQL: chosen by its URL alone, several beside each other, as a role with few rights.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use chatstore_postgres::testing::{Cluster, Settings, Shutdown, TestDatabase};
+use chatstore_postgres::testing::{Cluster, Settings, Shutdown, TestDatabase, programs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -77,12 +76,6 @@ fn create_key(place: &Place, name: &str) -> (String, String) {
 
 fn status(server: &Server, key: &str) -> u16 {
     server.client().with_key(key).get("/api/v1/sessions").status
-}
-
-/// The programs of the server, for a cluster of one's own.
-fn programs() -> PathBuf {
-    let folder = std::env::var_os("TEST_POSTGRES_PROGRAMS").filter(|folder| !folder.is_empty());
-    folder.expect("this test needs PostgreSQL's programs: run `cargo xtask test`, which names them").into()
 }
 
 /// The same URL with a password that nothing may show; a cluster of one's own takes any.
@@ -304,7 +297,7 @@ fn the_password_is_never_shown() {
         format!("postgres://me:{CANARY}@127.0.0.1:x/db"),
         format!("postgres://me:{CANARY}@/db"),
         format!("postgres://me:{CANARY}/@127.0.0.1/db"),
-        format!("postgres://me:{CANARY}@127.0.0.1:1/db?sslmode={CANARY}"),
+        format!("postgres://me:{CANARY}@127.0.0.1:1/db?sslpassword={CANARY}"),
         format!("postgres://me@127.0.0.1:1/db?password={CANARY}"),
         format!("postgres://me:{CANARY} {CANARY}@127.0.0.1/db"),
         format!("postgres:me:{CANARY}"),

@@ -1,27 +1,29 @@
 //! Sessions and messages by the million, whose ids follow from their numbers, so that pgbench can name them too.
 //!
-//! The digits of a session's number are the last of its id. The last four, read as hexadecimal, are its bucket: sessions
-//! that follow each other stand apart in every index, as those of many users do.
+//! The four digits of a session's number are the last of its id, and so, read as hexadecimal, its bucket: sessions stand
+//! apart in every index, as those of many users do.
 
 use std::{
     io::{self, Write},
     thread,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::database::Database;
-use crate::bench::store::message_content;
+use crate::bench::store::CONTENT;
 
 /// When all of it was written: 2025-01-01, in microseconds.
 const WRITTEN_US: u64 = 1_735_689_600_000_000;
 const HOUR_US: u64 = 3_600_000_000;
 /// COPYs at the same time: one takes one core.
 const WRITERS: usize = 2;
+/// Their numbers have four digits.
+pub(super) const SESSIONS_MAX: usize = 10_000;
 
 /// For pgbench: `:n` is a random session's number and `:bucket` its bucket.
 pub(super) const RANDOM_SESSION: &str = r"\set n random(0, :sessions - 1)
-\set bits :n / 1000 % 10 * 4096 + :n / 100 % 10 * 256 + :n / 10 % 10 * 16 + :n % 10
+\set bits :n / 1000 * 4096 + :n / 100 % 10 * 256 + :n / 10 % 10 * 16 + :n % 10
 \set bucket :bits - :bits / 32768 * 65536
 ";
 /// For SQL: the id of the session with the number `:n`.
@@ -37,6 +39,7 @@ pub(super) struct Conversations {
 impl Conversations {
     /// Stores them all in a database that a server has migrated and made its project in.
     pub(super) fn store(self, database: &Database) -> Result<()> {
+        ensure!(self.sessions <= SESSIONS_MAX, "{} sessions are more than {SESSIONS_MAX}", self.sessions);
         let project = project(database)?;
         let mut numbers: Vec<usize> = (0..self.sessions).collect();
         // In the order of the keys, so that every page of an index is written once.
@@ -50,7 +53,10 @@ impl Conversations {
             copies.into_iter().try_for_each(|copy| copy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
         // What a database of some age has behind it, and what would otherwise fall into the measurements.
-        database.run("vacuum (analyze) sessions; vacuum (analyze) messages; checkpoint").map(drop)
+        for sql in ["vacuum (analyze) sessions", "vacuum (analyze) messages", "checkpoint"] {
+            database.run(sql)?;
+        }
+        Ok(())
     }
 
     /// The ids of `count` sessions, each chosen by itself.
@@ -73,14 +79,13 @@ impl Conversations {
     }
 
     fn write_messages(self, output: &mut dyn Write, numbers: &[usize]) -> io::Result<()> {
-        let content = message_content();
         for n in numbers {
             let (bucket, id) = (bucket(*n), id(*n));
             for seq in 1..=self.messages_each {
                 let message_id = message_id(*n, seq);
                 writeln!(
                     output,
-                    "{bucket}\t{id}\t{seq}\t{message_id}\tuser\tmessage\tcompleted\t{content}\t{{}}\t1\t{WRITTEN_US}\t{WRITTEN_US}",
+                    "{bucket}\t{id}\t{seq}\t{message_id}\tuser\tmessage\tcompleted\t{CONTENT}\t{{}}\t1\t{WRITTEN_US}\t{WRITTEN_US}",
                 )?;
             }
         }
@@ -114,13 +119,12 @@ fn message_id(number: usize, seq: usize) -> String {
     let millis = WRITTEN_US / 1000 + seq as u64;
     let random = scattered(number.wrapping_mul(1_000_003).wrapping_add(seq));
     format!(
-        "{:08x}-{:04x}-7{:03x}-8{:03x}-{:08x}{:04}",
+        "{:08x}-{:04x}-7{:03x}-8{:03x}-{:08x}{number:04}",
         millis >> 16,
         millis & 0xffff,
         random & 0xfff,
         random >> 12 & 0xfff,
         random >> 24 & 0xffff_ffff,
-        number % 10_000
     )
 }
 
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_bucket_is_the_end_of_the_id() {
-        for number in [0, 7, 1234, 7999, 8000, 9999, 12_345] {
+        for number in [0, 7, 1234, 7999, 8000, 9999] {
             let id = id(number);
             let bits = u16::from_str_radix(&id[32..], 16).unwrap();
             assert_eq!(bucket(number), bits.cast_signed(), "{id}");

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use chatstore_postgres::testing::{Cluster, Settings};
 
 use crate::{
     bench::cpu,
-    postgres::{Version, programs},
+    postgres::{Version, fetch::programs},
 };
 
 /// The newest PostgreSQL, with its data on the disk of temporary files.

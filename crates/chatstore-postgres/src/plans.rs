@@ -1,0 +1,323 @@
+//! Proof of the plans: every statement fits the schema, and walks keys at a million messages, in
+//! tables that grew after it was prepared, and behind a pooler.
+
+mod explain;
+mod rows;
+mod session_lists;
+
+use std::time::{Duration, Instant};
+
+use chatstore_core::clock::Ctx;
+use chatstore_core::conformance::join_all;
+use chatstore_core::ids::{Bucket, ProjectId};
+use chatstore_core::json::RawJson;
+use chatstore_core::messages::{MessageStore as _, NewMessage};
+use chatstore_core::sessions::{NewSession, SessionStore as _};
+use chatstore_core::store::{Scope, Store as _};
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+use crate::columns::bucket_value;
+use crate::messages::append::APPEND_BATCH;
+use crate::params::params;
+use crate::testing::TestDatabase;
+use crate::{PostgresOptions, PostgresStore};
+use crate::{api_keys, archive, messages, projects, sessions};
+use explain::{Explained, Planner, Planning};
+use rows::{ADA, Rows};
+use session_lists::{Form, every_form};
+
+/// Every statement but those of session lists, which are made from pieces.
+fn statements() -> Vec<&'static str> {
+    [
+        sessions::STATEMENTS,
+        sessions::metadata::STATEMENTS,
+        sessions::list::STATEMENTS,
+        sessions::erase::STATEMENTS,
+        messages::STATEMENTS,
+        messages::append::STATEMENTS,
+        messages::insert::STATEMENTS,
+        api_keys::STATEMENTS,
+        projects::STATEMENTS,
+        archive::STATEMENTS,
+        crate::STATEMENTS,
+    ]
+    .concat()
+}
+
+/// Statements that list a small table, or ask whether it is empty: nothing that a request does.
+const OF_WHOLE_TABLES: [&str; 4] =
+    ["from installation", "exists (select 1 from api_keys)", "from api_keys k join", "from projects order by"];
+/// Statements that walk a project, or take the first row of an index.
+const OF_NO_BUCKET: [&str; 3] = ["select count(*) from", "where s.project_id = $1 and s.session_id >", "skip locked"];
+
+/// A connection of the role that owns the database.
+async fn owner(database: &TestDatabase) -> Client {
+    let (client, connection) = tokio_postgres::connect(&database.owner_url(), NoTls).await.expect("a server answers");
+    tokio::spawn(connection);
+    client
+}
+
+fn assert_none(faults: &[String]) {
+    assert!(
+        faults.is_empty(),
+        "{} faults, the first of them:\n{}",
+        faults.len(),
+        faults[..faults.len().min(12)].join("\n")
+    );
+}
+
+#[tokio::test]
+async fn every_statement_fits_the_schema() {
+    let database = TestDatabase::create().await;
+    let client = owner(&database).await;
+    for sql in statements() {
+        client.prepare(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    for Form { sql, .. } in every_form(&Rows::new(20, 1)) {
+        client.prepare(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+}
+
+#[tokio::test]
+async fn statements_walk_keys_among_a_million_messages() {
+    let database = TestDatabase::create().await;
+    let rows = Rows::new(20_000, 100_000);
+    assert!(rows.messages() > 1_000_000);
+    let owner = owner(&database).await;
+    rows.store(&owner, true).await;
+    owner.batch_execute("analyze").await.expect("the owner may analyze");
+    let mut faults = Vec::new();
+    for planning in [Planning::Ours, Planning::Pooled] {
+        let planner = Planner::connect(&database.url(), planning).await;
+        check_session_lists(&planner, &rows, &mut faults).await;
+        check_message_lists(&planner, &rows, &mut faults).await;
+        check_exports(&planner, &rows, &mut faults).await;
+        check_keys(&planner, &mut faults).await;
+        check_batch(&planner, &rows, &mut faults).await;
+    }
+    assert_none(&faults);
+}
+
+#[tokio::test]
+async fn plans_that_were_made_for_empty_tables_still_walk_keys_when_these_have_grown() {
+    let database = TestDatabase::create().await;
+    let owner = owner(&database).await;
+    for table in ["sessions", "session_metadata", "messages"] {
+        let sql = format!("alter table {table} set (autovacuum_enabled = false)");
+        owner.batch_execute(&sql).await.expect("the owner may change its tables");
+    }
+    let rows = Rows::new(2_000, 1_000);
+    let forms = every_form(&rows);
+    let ours = Planner::connect(&database.url(), Planning::Ours).await;
+    let mut prepared = Vec::new();
+    for (n, form) in forms.iter().enumerate() {
+        let statement = ours.prepare(format!("form_{n}"), &form.sql, &form.params()).await;
+        ours.explain_prepared(&statement).await;
+        prepared.push((form, statement));
+    }
+    rows.store(&owner, false).await;
+    let mut faults = Vec::new();
+    for (form, statement) in &prepared {
+        faults.extend(form.fault(&ours.explain_prepared(statement).await));
+    }
+    let pooled = Planner::connect(&database.url(), Planning::Pooled).await;
+    for form in &forms {
+        faults.extend(form.fault(&pooled.explain(&form.sql, &form.params()).await));
+    }
+    check_message_lists(&pooled, &rows, &mut faults).await;
+    check_keys(&pooled, &mut faults).await;
+    assert_none(&faults);
+}
+
+async fn check_session_lists(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
+    for form in every_form(rows) {
+        let plan = match form.is_unfiltered {
+            true => planner.run(&form.sql, &form.params()).await,
+            false => planner.explain(&form.sql, &form.params()).await,
+        };
+        let named = |fault: String| format!("{:?}: {fault}", planner.planning);
+        faults.extend(form.fault(&plan).map(named));
+        if let Some(pages_max) = form.pages_max(rows) {
+            faults.extend(fault_of_pages(planner, &form.name, &plan, pages_max));
+        }
+    }
+}
+
+fn fault_of_pages(planner: &Planner, name: &str, plan: &Explained, pages_max: u64) -> Option<String> {
+    let (planning, pages) = (planner.planning, plan.pages());
+    (pages > pages_max)
+        .then(|| format!("{planning:?}: {name}\n  touches {pages} pages, more than {pages_max}: {}", plan.shown()))
+}
+
+/// What is wrong with the plan of a statement that names its rows by keys.
+fn fault_of_keys(sql: &str, plan: &Explained) -> Option<String> {
+    let by_bucket = !OF_NO_BUCKET.iter().any(|part| sql.contains(part));
+    let has_buckets = |table: &str| !["projects", "api_keys", "installation"].contains(&table);
+    let fault = plan.nodes().iter().find_map(|node| {
+        if node.kind() == "Seq Scan" {
+            Some("reads a whole table")
+        } else if node.kind().contains("Sort") && node.is_above_table() {
+            Some("sorts")
+        } else if by_bucket && node.reads() && has_buckets(node.table()) && !node.walks_by("bucket") {
+            Some("does not walk by bucket")
+        } else {
+            None
+        }
+    })?;
+    Some(format!("{sql}\n  {fault}: {}", plan.shown()))
+}
+
+async fn check_keys(planner: &Planner, faults: &mut Vec<String>) {
+    for sql in statements() {
+        if OF_WHOLE_TABLES.iter().any(|part| sql.contains(part)) {
+            continue;
+        }
+        let plan = planner.explain_generic(sql).await;
+        faults.extend(fault_of_keys(sql, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));
+    }
+}
+
+/// Pages of 50 messages, at every depth of the longest session and in another.
+async fn check_message_lists(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
+    let ordinary = rows.sessions.iter().find(|session| session.last_seq > 80).expect("a session with many messages");
+    let longest = rows.longest();
+    let depths = [(0, i64::MAX), (longest.last_seq / 2, i64::MAX), (longest.last_seq - 60, i64::MAX)];
+    let depths = depths.into_iter().chain([(0, longest.last_seq / 2), (0, 60)]);
+    let places = depths.map(|(after, before)| (longest, after, before)).chain([(ordinary, 0, i64::MAX)]);
+    for (session, after, before) in places {
+        for sql in messages::STATEMENTS.iter().filter(|sql| sql.contains("left join lateral")) {
+            for (user_id, role) in [(None, None), (session.user_id.as_deref(), None), (None, Some("user"))] {
+                let params = params![
+                    bucket_value(session.session_id.bucket()),
+                    session.session_id.uuid(),
+                    session.project_id.uuid(),
+                    user_id,
+                    after,
+                    before,
+                    role,
+                    51_i64,
+                    0_i64,
+                ];
+                let plan = planner.run(sql, params).await;
+                faults.extend(fault_of_keys(sql, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));
+                // Every second message has the role.
+                let pages_max = if role.is_some() { 130 } else { 80 };
+                faults.extend(fault_of_pages(planner, sql, &plan, pages_max));
+            }
+        }
+    }
+}
+
+async fn check_exports(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
+    let (project_id, after) = (ProjectId::DEFAULT.uuid(), rows.sessions[rows.sessions.len() / 2].session_id.uuid());
+    let page = planner.run(archive::EXPORT_SESSIONS, params![project_id, after, 100_i64]).await;
+    faults.extend(fault_of_keys(archive::EXPORT_SESSIONS, &page));
+    faults.extend(fault_of_pages(planner, archive::EXPORT_SESSIONS, &page, 120));
+    let bucket = bucket_value(Bucket::of_user(ProjectId::DEFAULT, ADA));
+    let of_user = params![bucket, project_id, ADA, Uuid::nil(), 100_i64];
+    let page = planner.run(archive::EXPORT_SESSIONS_OF_USER, of_user).await;
+    faults.extend(fault_of_keys(archive::EXPORT_SESSIONS_OF_USER, &page));
+    faults.extend(fault_of_pages(planner, archive::EXPORT_SESSIONS_OF_USER, &page, 120));
+    let longest = rows.longest();
+    let params = params![
+        bucket_value(longest.session_id.bucket()),
+        longest.session_id.uuid(),
+        project_id,
+        None::<&str>,
+        longest.last_seq / 2,
+        longest.last_seq,
+        100_i64,
+    ];
+    let page = planner.run(archive::EXPORT_MESSAGES, params).await;
+    faults.extend(fault_of_keys(archive::EXPORT_MESSAGES, &page));
+    faults.extend(fault_of_pages(planner, archive::EXPORT_MESSAGES, &page, 120));
+}
+
+/// A full batch of appends, each to another session.
+async fn check_batch(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
+    let groups = &rows.sessions[..256];
+    let count = groups.len();
+    let texts = || vec![""; count];
+    let nothing = || vec![None::<&str>; count];
+    let now_us = || vec![groups[0].created_at; count];
+    let params = params![
+        groups.iter().map(|group| bucket_value(group.session_id.bucket())).collect::<Vec<_>>(),
+        groups.iter().map(|group| group.session_id.uuid()).collect::<Vec<_>>(),
+        groups.iter().map(|group| group.project_id.uuid()).collect::<Vec<_>>(),
+        nothing(),
+        vec![1_i64; count],
+        vec![None::<i64>; count],
+        now_us(),
+        vec![0_i64; count],
+        (1_i32..).take(count).collect::<Vec<_>>(),
+        vec![1_i64; count],
+        groups.iter().map(|group| group.session_id.uuid()).collect::<Vec<_>>(),
+        vec![None::<Uuid>; count],
+        texts(),
+        texts(),
+        texts(),
+        texts(),
+        nothing(),
+        texts(),
+        nothing(),
+        nothing(),
+        vec![None::<i64>; count],
+        now_us(),
+    ];
+    let plan = planner.explain(APPEND_BATCH, params).await;
+    faults.extend(fault_of_keys(APPEND_BATCH, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));
+}
+
+#[tokio::test]
+async fn an_append_is_a_heap_only_update() {
+    const SESSIONS: i64 = 200;
+    const ROUNDS: i64 = 20;
+    let database = TestDatabase::create().await;
+    let store = PostgresStore::open(&PostgresOptions::new(database.url())).await.expect("a fresh database");
+    let (ctx, scope) = (Ctx::system(), Scope::project(ProjectId::DEFAULT));
+    let create = |n: i64| {
+        let created_at = ctx.now();
+        let new = NewSession {
+            session_id: ctx.new_session_id(created_at, Bucket::of_user(scope.project_id, &format!("user {n}"))),
+            user_id: Some(format!("user {n}")),
+            session_name: "a session".to_owned(),
+            is_favorite: false,
+            metadata: RawJson::empty_object(),
+            external_id: Some("the one".to_owned()),
+            created_at,
+        };
+        store.create_session(&scope, new)
+    };
+    let sessions = join_all((0..SESSIONS).map(create)).await;
+    let ids: Vec<_> = sessions.into_iter().map(|session| session.expect("it can be stored").session_id).collect();
+    for _ in 0..ROUNDS {
+        let append = |session_id| {
+            let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", "some words");
+            store.append_messages(&scope, session_id, vec![new], ctx.now())
+        };
+        for stored in join_all(ids.iter().copied().map(append)).await {
+            stored.expect("it can be appended");
+        }
+    }
+    store.close().await;
+    drop(store);
+    let (updates, heap_only) = updates_of_sessions(&owner(&database).await, SESSIONS * ROUNDS).await;
+    assert!(heap_only >= 0.95 * updates, "{heap_only} of {updates} updates are heap-only");
+}
+
+/// Updates of sessions, and how many of them were heap-only, once the server has counted all
+/// messages: it does so when a connection has ended.
+async fn updates_of_sessions(owner: &Client, messages: i64) -> (f64, f64) {
+    const COUNTED: &str = "select s.n_tup_upd::float8, s.n_tup_hot_upd::float8
+        from pg_stat_user_tables s, pg_stat_user_tables m
+        where s.relname = 'sessions' and m.relname = 'messages' and m.n_tup_ins = $1";
+    let began = Instant::now();
+    loop {
+        let row = owner.query_opt(COUNTED, &[&messages]).await.expect("statistics can be read");
+        if let Some(row) = row {
+            return (row.get(0), row.get(1));
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "the server has not counted {messages} messages");
+    }
+}

@@ -1,0 +1,113 @@
+//! Others hold what the store needs: a row, the server's connections, the pool's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chatstore_core::store::StoreError;
+use chatstore_postgres::testing::{Settings, TestDatabase};
+use futures_util::future::join_all;
+use tokio::task::JoinSet;
+
+use crate::ledger::Ledger;
+use crate::{SLACK, assert_passing, cluster, connect, open, owner, read_messages, read_session, within};
+
+/// Red if whoever shares a batch with an append to a locked row waits for the lock too, or if that
+/// append waits beyond its deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_session_is_refused_in_time_and_holds_up_no_other() {
+    let database = TestDatabase::create().await;
+    let statement_timeout = Duration::from_secs(2);
+    let store = open(&database.url(), |options| options.statement_timeout = statement_timeout).await;
+    let locked = Ledger::open(&store, 1, statement_timeout + SLACK).await;
+    let others = Ledger::open(&store, 6, statement_timeout + SLACK).await;
+    let client = owner(&database).await;
+    client.batch_execute("begin").await.unwrap();
+    let lock = "select from sessions where session_id = $1 for update";
+    client.execute(lock, &[&locked.sessions[0].uuid()]).await.unwrap();
+
+    let (held, free) = (locked.start_writers(4, &[&store]), others.start_writers(12, &[&store]));
+    tokio::time::sleep(2 * statement_timeout).await;
+    assert_eq!(locked.acknowledged(), 0);
+    assert!(locked.refused() > 0);
+    let free_meanwhile = others.acknowledged();
+    client.batch_execute("rollback").await.unwrap();
+    locked.await_service(&store).await;
+    held.finish().await;
+    free.finish().await;
+    locked.check(&store).await;
+    others.check(&store).await;
+    assert_eq!(others.refused(), 0, "of {free_meanwhile} beside the locked one");
+}
+
+/// Red if a server without a free connection is taken for a defect, or is not asked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_free_connection_is_answered_for_in_time() {
+    let cluster = cluster(Settings::fast().set("max_connections", "20"));
+    let database = TestDatabase::create_on(&cluster.url("postgres")).await;
+    let store = open(&database.url(), |options| options.connections_max = 8).await;
+    let ledger = Ledger::open(&store, 4, Duration::from_secs(1) + SLACK).await;
+    // What is reserved is for superusers.
+    let mut hoard = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&database.url(), tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        hoard.push(client);
+    }
+    assert!(hoard.len() > 10);
+    // The pool's one connection serves on beside those that cannot be had.
+    let writers = ledger.start_writers(16, &[&store]);
+    let mut reads = JoinSet::new();
+    for _ in 0..16 {
+        let (store, session_id) = (store.clone(), ledger.sessions[0]);
+        reads.spawn(async move { within(2 * SLACK, read_session(&store, session_id)).await });
+    }
+    for read in reads.join_all().await {
+        read.map(drop).unwrap_or_else(|error| assert_passing(&error));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(ledger.acknowledged() > 0);
+    // Also that one goes.
+    let watcher = connect(&cluster.url("postgres")).await;
+    let terminate = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'chatstore'";
+    watcher.execute(terminate, &[]).await.unwrap();
+    while let Ok((client, connection)) = tokio_postgres::connect(&database.url(), tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        hoard.push(client);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(hoard);
+    ledger.await_service(&store).await;
+    writers.finish().await;
+    ledger.check(&store).await;
+}
+
+/// Red if a wait for a connection is not bounded, or if it is answered as anything but busy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_every_connection_is_at_work_more_is_refused_as_busy() {
+    let database = TestDatabase::create().await;
+    let acquire_timeout = Duration::from_millis(300);
+    let store = open(&database.url(), |options| {
+        options.connections_max = 2;
+        options.acquire_timeout = acquire_timeout;
+    })
+    .await;
+    let ledger = Ledger::open(&store, 2, acquire_timeout + SLACK).await;
+    let client = owner(&database).await;
+    client.batch_execute("begin; lock table messages in access exclusive mode").await.unwrap();
+    let mut slow = JoinSet::new();
+    for _ in 0..2 {
+        let (store, session_id): (Arc<_>, _) = (store.clone(), ledger.sessions[0]);
+        slow.spawn(async move { read_messages(&store, session_id).await });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let reads = (0..8).map(|_| within(acquire_timeout + SLACK, read_session(&store, ledger.sessions[0])));
+    for read in join_all(reads).await {
+        assert_eq!(read.unwrap_err(), StoreError::Busy);
+    }
+    assert_eq!(ledger.append(&store).await.unwrap_err(), StoreError::Busy);
+    client.batch_execute("rollback").await.unwrap();
+    for read in slow.join_all().await {
+        assert_eq!(read.unwrap(), []);
+    }
+    ledger.await_service(&store).await;
+    ledger.check(&store).await;
+}
