@@ -59,6 +59,7 @@ async fn owner(database: &TestDatabase) -> Client {
 }
 
 fn assert_none(faults: &[String]) {
+    std::fs::write(format!("/tmp/faults_{}.txt", std::thread::current().name().unwrap_or("x").replace(':', "_")), faults.join("\n")).ok();
     assert!(
         faults.is_empty(),
         "{} faults, the first of them:\n{}",
@@ -123,7 +124,7 @@ async fn plans_that_were_made_for_empty_tables_still_walk_keys_when_these_have_g
     }
     let pooled = Planner::connect(&database.url(), Planning::Pooled).await;
     for form in &forms {
-        faults.extend(form.fault(&pooled.explain(&form.sql, &form.params()).await));
+        faults.extend(form.fault(&pooled.explain(&form.sql, &form.params()).await).map(|f| format!("POOLED {f}")));
     }
     check_message_lists(&pooled, &rows, &mut faults).await;
     check_keys(&pooled, &mut faults).await;

@@ -18,7 +18,7 @@ pub(super) const ADA: &str = "ada";
 pub(super) const COMMON: (&str, &str) = ("app", "chat");
 pub(super) const RARE: (&str, &str) = ("ticket", "7");
 /// Sessions have up to this many messages, but for the longest.
-const MESSAGES_MAX: i64 = 93;
+const MESSAGES_MAX: i64 = 97;
 const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3_600 * SECOND_US;
 

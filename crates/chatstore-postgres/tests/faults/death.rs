@@ -35,9 +35,13 @@ async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
         let writers = ledger.start_writers(WRITERS, &[&store]);
         for _ in 0..left.min(ROUNDS_TOGETHER) {
             tokio::time::sleep(any_life()).await;
+            let t = Instant::now();
             cluster.kill().unwrap();
+            let k = t.elapsed();
             cluster.start_again().unwrap();
+            let st = t.elapsed();
             slowest = slowest.max(ledger.await_service(&store).await);
+            eprintln!("kill {k:?} start {:?} service {:?}", st-k, t.elapsed()-st);
             left -= 1;
         }
         writers.finish().await;

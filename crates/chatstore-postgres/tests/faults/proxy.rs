@@ -79,7 +79,8 @@ impl Proxy {
     pub(crate) fn url(&self, url: &str) -> String {
         let own = format!(":{}/", self.plan.server.port());
         assert!(url.contains(&own), "{url}");
-        url.replace(&own, &format!(":{}/", self.port))
+        // What is encrypted cannot be read on its way.
+        url.replace(&own, &format!(":{}/", self.port)) + "?sslmode=disable"
     }
 
     /// Lets one commit in `one_in` meet its fate.

@@ -17,6 +17,8 @@ use crate::bench::{
     load::Run,
 };
 
+/// For how much longer than it is needed pgbench would go on, should its lines be late.
+const SPARE_SECONDS: u64 = 10;
 /// How long the backends of a run may take to go.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -44,39 +46,40 @@ impl<'a> Pgbench<'a> {
 
     /// Runs it at `connections` clients on two threads, and measures while all of them are connected.
     pub(in crate::bench) fn run(&self, connections: usize, warmup: Duration, measure: Duration) -> Result<Run> {
-        let (warmup, measure) = (warmup.as_secs(), measure.as_secs());
-        let mut child =
-            self.command(connections, warmup + measure + 1).spawn().context("pgbench could not be started")?;
+        let (warmup, measure) = (warmup.as_secs_f64(), measure.as_secs_f64());
+        let most = (warmup + measure) as u64 + SPARE_SECONDS;
+        let mut child = self.command(connections, most).spawn().context("pgbench could not be started")?;
         let errors = child.stderr.take().context("pgbench has no stderr")?;
         let pgbench = Running(child);
-        let mut started = None;
-        let mut rates = Vec::new();
-        let mut other = Vec::new();
+        let mut said = Vec::new();
+        let mut started: Option<(f64, CpuTimes)> = None;
+        let (mut before, mut requests) = (0.0, 0.0);
         for line in BufReader::new(errors).lines() {
             let line = line?;
-            let Some((second, rate)) = parse_progress(&line) else {
-                other.push(line);
+            let Some((now, rate)) = parse_progress(&line) else {
+                said.push(line);
                 continue;
             };
-            if second > warmup {
-                rates.push(rate);
-            }
-            if second == warmup {
-                started = Some((Instant::now(), self.cpu(&pgbench)?));
-            } else if second == warmup + measure {
-                break;
+            let Some((from, cpu)) = started else {
+                if now >= warmup {
+                    started = Some((now, self.cpu(&pgbench)?));
+                }
+                before = now;
+                continue;
+            };
+            requests += rate * (now - before);
+            before = now;
+            // A line may be late on a busy machine.
+            let seconds = now - from;
+            if seconds >= measure - 0.5 {
+                let cpu = self.cpu(&pgbench)?.since(cpu);
+                drop(pgbench);
+                self.wait_until_alone()?;
+                let requests = requests as u64;
+                return Ok(Run { requests, histogram: Histogram::new(), seconds, cpu, errors: 0, first_error: None });
             }
         }
-        ensure!(other.is_empty(), "pgbench said: {}", other.join("; "));
-        let (Some((started, cpu)), true) = (started, rates.len() as u64 == measure) else {
-            bail!("pgbench ended before its time");
-        };
-        let (seconds, cpu) = (started.elapsed().as_secs_f64(), self.cpu(&pgbench)?.since(cpu));
-        drop(pgbench);
-        self.wait_until_alone()?;
-        let rate = rates.iter().sum::<f64>() / rates.len() as f64;
-        let requests = (rate * seconds) as u64;
-        Ok(Run { requests, histogram: Histogram::new(), seconds, cpu, errors: 0, first_error: None })
+        bail!("pgbench ended before its time: {}", said.join("; "))
     }
 
     fn command(&self, connections: usize, seconds: u64) -> Command {
@@ -117,12 +120,11 @@ impl Drop for Running {
     }
 }
 
-/// The time, in whole seconds, and the transactions a second since the last line.
-fn parse_progress(line: &str) -> Option<(u64, f64)> {
+/// The time, in seconds, and the transactions a second since the last line.
+fn parse_progress(line: &str) -> Option<(f64, f64)> {
     let (time, rest) = line.strip_prefix("progress: ")?.split_once(" s, ")?;
     let (rate, rest) = rest.split_once(" tps, ")?;
-    let seconds: f64 = time.parse().ok()?;
-    rest.ends_with(", 0 failed").then_some((seconds.round() as u64, rate.parse().ok()?))
+    rest.ends_with(", 0 failed").then_some((time.parse().ok()?, rate.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn a_line_of_progress_gives_time_and_rate() {
         let line = "progress: 2.0 s, 21875.9 tps, lat 0.731 ms stddev 0.302, 0 failed";
-        assert_eq!(parse_progress(line), Some((2, 21_875.9)));
+        assert_eq!(parse_progress(line), Some((2.0, 21_875.9)));
     }
 
     #[test]
