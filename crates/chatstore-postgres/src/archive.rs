@@ -47,21 +47,30 @@ pub(crate) const EXPORT_SESSIONS: &str = concat!(
 pub(crate) const EXPORT_SESSIONS_OF_USER: &str = concat!(
     "select ",
     session_columns!(),
-    " from sessions s where s.bucket = $1 and s.project_id = $2 and s.user_id = $3 and s.session_id > $4
+    " from sessions s
+    where s.bucket = $1 and (s.project_id, s.user_id) >= ($2, $3) and (s.project_id, s.user_id) <= ($2, $3)
+        and s.session_id > $4
     order by s.session_id limit $5"
 );
 pub(crate) const EXPORT_MESSAGES: &str = concat!(
     "select ",
     message_columns!(),
-    ", s.deleted_at from sessions s join messages m on m.bucket = s.bucket and m.session_id = s.session_id
-    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ($4::text is null or s.user_id = $4)
-        and m.seq > $5 and m.seq <= $6
-    order by m.seq limit $7"
+    ", s.deleted_at from sessions s cross join lateral (
+        select m.* from messages m where m.bucket = $1 and m.session_id = $2 and m.seq > $5 and m.seq <= $6
+        order by m.seq limit $7) m
+    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ($4::text is null or s.user_id = $4)"
 );
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] =
-    &[LOCK_BY_SESSION_ID, LOCK_BY_EXTERNAL_ID, UPDATE_SESSION_IMPORTED, SELECT_SEAM, EXPORT_SESSIONS, EXPORT_MESSAGES];
+pub(crate) const STATEMENTS: &[&str] = &[
+    LOCK_BY_SESSION_ID,
+    LOCK_BY_EXTERNAL_ID,
+    UPDATE_SESSION_IMPORTED,
+    SELECT_SEAM,
+    EXPORT_SESSIONS,
+    EXPORT_SESSIONS_OF_USER,
+    EXPORT_MESSAGES,
+];
 
 #[async_trait]
 impl ArchiveStore for PostgresStore {

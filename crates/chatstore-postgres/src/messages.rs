@@ -22,6 +22,7 @@ use crate::PostgresStore;
 use crate::columns::{bucket_value, json_column, json_column_opt, time_column, time_column_opt};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::sessions::is_live;
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
 macro_rules! message_columns {
@@ -35,8 +36,8 @@ pub(crate) use message_columns;
 const SELECT_MESSAGE: &str = concat!(
     "select ",
     message_columns!(),
-    ", s.session_id, s.project_id from messages m
-    join sessions s on s.bucket = m.bucket and s.session_id = m.session_id
+    ", s.session_id, s.project_id from messages m cross join lateral (
+        select s.* from sessions s where s.bucket = m.bucket and s.session_id = m.session_id offset 0) s
     where m.bucket = $1 and m.message_id = $2 and s.project_id = $3 and m.deleted_at is null
         and s.deleted_at is null and ($4::text is null or s.user_id = $4)"
 );
@@ -57,8 +58,9 @@ macro_rules! list_messages {
             " limit ",
             $most,
             ") p limit $8 offset $9) m on true
-    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and s.deleted_at is null
-        and ($4::text is null or s.user_id = $4)"
+    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
+            is_live!(),
+            " and ($4::text is null or s.user_id = $4)"
         )
     };
 }
@@ -67,11 +69,15 @@ const LIST_MESSAGES_DESC: &str = list_messages!("desc", "101");
 const LIST_MESSAGES_ASC_DEEP: &str = list_messages!("asc", "10101");
 const LIST_MESSAGES_DESC_DEEP: &str = list_messages!("desc", "10101");
 /// The session first: whoever changes a message holds its session's row.
-const LOCK_SESSION_OF_MESSAGE: &str = "select s.message_count, s.token_count, s.updated_at from sessions s
+const LOCK_SESSION_OF_MESSAGE: &str = concat!(
+    "select s.message_count, s.token_count, s.updated_at from sessions s
     where s.bucket = $1
         and s.session_id = (select m.session_id from messages m where m.bucket = $1 and m.message_id = $2)
-        and s.project_id = $3 and s.deleted_at is null and ($4::text is null or s.user_id = $4)
-    for no key update";
+        and s.project_id = $3 and ",
+    is_live!(),
+    " and ($4::text is null or s.user_id = $4)
+    for no key update"
+);
 const UPDATE_MESSAGE: &str = "update messages
     set role = $3, status = $4, content = $5, payload = $6, metadata = $7, context = $8, token_count = $9, version = $10,
         updated_at = $11

@@ -156,7 +156,7 @@ impl Pool {
         let mut attempt = Attempt::new(deadline);
         loop {
             let mut lease = self.lease(deadline).await?;
-            let Ok(result) = timeout_at(deadline, run(lease.db(), input.clone())).await else {
+            let Ok(result) = lease.in_time(deadline, run(lease.db(), input.clone())).await else {
                 return Err(too_slow());
             };
             let failure = match result {
@@ -223,8 +223,8 @@ where
         run(db.clone()).await
     };
     let slow = || Undone::Surely(too_slow().into());
-    match timeout_at(deadline, work).await.map_err(|_| slow())? {
-        Ok(value) => match timeout_at(deadline, db.run(COMMIT)).await {
+    match lease.in_time(deadline, work).await.map_err(|_| slow())? {
+        Ok(value) => match lease.in_time(deadline, db.run(COMMIT)).await {
             Ok(Ok(())) => {
                 lease.rest();
                 Ok(value)
@@ -303,8 +303,8 @@ fn unknown(reason: &str) -> StoreError {
 pub(crate) fn set_up(options: &PostgresOptions) -> String {
     let timeout_ms = options.statement_timeout.as_millis();
     format!(
-        "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; \
-         set enable_hashjoin = off; set enable_mergejoin = off; \
+        "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; set enable_bitmapscan = off; \
+         set enable_hashjoin = off; set enable_mergejoin = off; set enable_sort = off; \
          set statement_timeout = {timeout_ms}; set idle_in_transaction_session_timeout = {idle_ms}; \
          set default_transaction_isolation = 'read committed'; \
          select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",

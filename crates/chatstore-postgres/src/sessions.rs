@@ -21,7 +21,7 @@ use crate::columns::{bucket_value, json_column, time_column, time_column_opt};
 use crate::params::params;
 use crate::pool::{Db, Failure};
 
-pub(crate) use columns::session_columns;
+pub(crate) use columns::{is_live, session_columns};
 use metadata::{delete_metadata, insert_metadata};
 
 const INSERT_SESSION: &str = "insert into sessions
@@ -37,14 +37,16 @@ const INSERT_SESSION_IF_FREE: &str = "insert into sessions
 const SELECT_SESSION: &str = concat!(
     "select ",
     session_columns!(),
-    " from sessions s where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and s.deleted_at is null
-        and ($4::text is null or s.user_id = $4)"
+    " from sessions s where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
+    is_live!(),
+    " and ($4::text is null or s.user_id = $4)"
 );
 const LOCK_SESSION: &str = concat!(
     "select ",
     session_columns!(),
-    " from sessions s where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and s.deleted_at is null
-        and ($4::text is null or s.user_id = $4)
+    " from sessions s where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
+    is_live!(),
+    " and ($4::text is null or s.user_id = $4)
     for no key update"
 );
 const UPDATE_SESSION: &str = "update sessions
@@ -143,23 +145,30 @@ impl SessionStore for PostgresStore {
         expected: ExpectedVersion,
         now: Timestamp,
     ) -> Result<Session, StoreError> {
-        let deleted = self
-            .pool
-            .write((scope.clone(), session_id, expected, now), async |db, input| {
-                let (scope, session_id, expected, now) = &*input;
-                let session = lock_session(&db, scope, *session_id).await?;
-                expected.check(session.version)?;
-                let (bucket, id) = (bucket_value(session_id.bucket()), session_id.uuid());
-                let at = session.updated_at.max(*now).as_micros();
-                db.execute(DELETE_SESSION, params![bucket, id, session.version.saturating_add(1), at]).await?;
-                delete_metadata(&db, *session_id).await?;
-                db.execute(INSERT_ERASURE, params![bucket, id]).await?;
-                Ok(session)
-            })
-            .await;
-        self.eraser.wake();
-        deleted
+        let (pool, eraser) = (self.pool.clone(), self.eraser.waker());
+        let input = (scope.clone(), session_id, expected, now);
+        // Woken after the commit, also when the caller has gone away.
+        let deletion = async move {
+            let deleted = pool.write(input, async |db, input| delete(&db, &input).await).await;
+            eraser.notify_one();
+            deleted
+        };
+        tokio::spawn(deletion).await.unwrap_or_else(|_| Err(StoreError::internal("a deletion panicked")))
     }
+}
+
+async fn delete(
+    db: &Db,
+    (scope, session_id, expected, now): &(Scope, SessionId, ExpectedVersion, Timestamp),
+) -> Result<Session, Failure> {
+    let session = lock_session(db, scope, *session_id).await?;
+    expected.check(session.version)?;
+    let (bucket, id) = (bucket_value(session_id.bucket()), session_id.uuid());
+    let at = session.updated_at.max(*now).as_micros();
+    db.execute(DELETE_SESSION, params![bucket, id, session.version.saturating_add(1), at]).await?;
+    delete_metadata(db, *session_id).await?;
+    db.execute(INSERT_ERASURE, params![bucket, id]).await?;
+    Ok(session)
 }
 
 async fn find_session(db: &Db, sql: &str, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, Failure> {

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result};
 /// The unit of `/proc/PID/stat` (USER_HZ), the same on every Linux that Rust's standard library knows.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// The CPU time of each who takes part; zero of one who does not.
+/// The CPU time of each who takes part, zero of one who does not, and of the whole machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct CpuTimes {
     pub(super) server: Duration,
     pub(super) database: Duration,
     pub(super) generator: Duration,
+    pub(super) machine: Duration,
 }
 
 impl CpuTimes {
@@ -22,8 +23,20 @@ impl CpuTimes {
             server: self.server.saturating_sub(earlier.server),
             database: self.database.saturating_sub(earlier.database),
             generator: self.generator.saturating_sub(earlier.generator),
+            machine: self.machine.saturating_sub(earlier.machine),
         }
     }
+
+    /// What was used by those who do not take part.
+    pub(super) fn others(self) -> Duration {
+        self.machine.saturating_sub(self.server + self.database + self.generator)
+    }
+}
+
+/// All processes of the machine so far, and what its host took from it.
+pub(super) fn of_machine() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    parse_machine(&stat).context("/proc/stat is not as expected")
 }
 
 /// All threads of a process so far.
@@ -70,6 +83,14 @@ fn parse_stat(stat: &str) -> Option<Times> {
     Some(Times { own: user_and_system()?, ended_children: user_and_system()? })
 }
 
+fn parse_machine(stat: &str) -> Option<Duration> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let ticks = fields.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    let [user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen, ..] = ticks[..] else { return None };
+    let busy = user + nice + system + interrupts + soft_interrupts + stolen;
+    Some(Duration::from_millis(busy * 1000 / TICKS_PER_SECOND))
+}
+
 fn parse_schedstat(schedstat: &str) -> Option<Duration> {
     schedstat.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }
@@ -86,6 +107,13 @@ mod tests {
         let times = parse_stat(stat).unwrap();
         assert_eq!((times.own, times.ended_children), (Duration::from_millis(1750), Duration::from_millis(100)));
         assert!(parse_stat("42 (a").is_none());
+    }
+
+    #[test]
+    fn the_time_of_the_machine_is_all_but_idle_and_waiting() {
+        let stat = "cpu  100 20 30 4000 500 6 7 8 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_machine(stat), Some(Duration::from_millis(1710)));
+        assert_eq!(parse_machine("cpu  1 2 3\n"), None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ impl Load<'_> {
             server: self.server.cpu()?,
             database: self.database.map_or(Ok(Duration::ZERO), DatabaseServer::cpu)?,
             generator: cpu::of_process(std::process::id())?,
+            machine: cpu::of_machine()?,
         })
     }
 }

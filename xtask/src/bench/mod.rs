@@ -73,6 +73,10 @@ enum Scenario {
     Open,
     /// PostgreSQL: appends of one message at 1, 16, 64 and 256 connections, beside pgbench
     Postgres,
+    /// PostgreSQL: a page of 50 messages, lists of 50 sessions, beside pgbench
+    PostgresReads,
+    /// PostgreSQL: appends, pages and lists in a small and in a large database
+    PostgresSize,
 }
 
 /// How long and how often.
@@ -83,6 +87,7 @@ struct Plan {
     turns_with_pgbench: Turns,
     messages_small: usize,
     messages_large: usize,
+    postgres_messages_large: usize,
     open_loop: Duration,
 }
 
@@ -107,6 +112,7 @@ impl Plan {
                 turns_with_pgbench: turns(3, 1000, 2000),
                 messages_small: 10_000,
                 messages_large: 100_000,
+                postgres_messages_large: 500_000,
                 open_loop: Duration::from_secs(4),
             }
         } else {
@@ -115,6 +121,7 @@ impl Plan {
                 turns_with_pgbench: turns(5, 1000, 4000),
                 messages_small: 10_000,
                 messages_large: 1_000_000,
+                postgres_messages_large: 10_000_000,
                 open_loop: Duration::from_secs(20),
             }
         }
@@ -168,6 +175,8 @@ impl Bench {
             Scenario::Size => reads::size(self),
             Scenario::Open => writes::open(self),
             Scenario::Postgres => postgres::append(self),
+            Scenario::PostgresReads => postgres::reads(self),
+            Scenario::PostgresSize => postgres::size(self),
         };
         eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
         outcome
@@ -250,7 +259,9 @@ fn method(plan: &Plan, binary: &Path) -> Vec<String> {
         "throughput and CPU are medians of the runs, percentiles are over all their requests;".to_owned(),
         "the generator (one thread, HTTP/1.1 keep-alive over loopback) and the server share the machine;".to_owned(),
         "CPU is user + system time of the server process a request, DB CPU of all processes of PostgreSQL,".to_owned(),
-        "gen CPU of the generator (for pgbench its own); durable commits, request log on.".to_owned(),
+        "gen CPU of the generator, each of µs a request; others is how many cores were busy with anything else: rows with".to_owned(),
+        "much of it say little; durable commits, request log on; server and pgbench use the same unix socket of PostgreSQL,".to_owned(),
+        "where pgbench runs on two threads with one connection a client, and the server with its pool.".to_owned(),
     ]
 }
 

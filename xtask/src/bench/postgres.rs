@@ -6,6 +6,9 @@ mod append;
 mod conversations;
 mod database;
 mod pgbench;
+mod reads;
+mod size;
+mod statement;
 
 use anyhow::Result;
 
@@ -15,6 +18,8 @@ pub(super) use append::append;
 use database::Database;
 pub(super) use database::DatabaseServer;
 pub(super) use pgbench::Pgbench;
+pub(super) use reads::reads;
+pub(super) use size::size;
 
 /// Starts a server under test; the first one on a database migrates it.
 fn start_chatstore(bench: &Bench, name: &str, database: &Database) -> Result<ServerProcess> {

@@ -11,15 +11,15 @@ use super::{
 };
 
 const CONNECTIONS: usize = 16;
-const PAGE: usize = 50;
+pub(super) const PAGE: usize = 50;
 const BATCH: usize = 1000;
 const DEEP_MESSAGES: usize = 100_000;
 
-fn get_requests(paths: impl IntoIterator<Item = String>) -> Vec<Vec<u8>> {
+pub(super) fn get_requests(paths: impl IntoIterator<Item = String>) -> Vec<Vec<u8>> {
     paths.into_iter().map(|path| request("GET", &path, API_KEY, "")).collect()
 }
 
-fn page_path(session: &str) -> String {
+pub(super) fn page_path(session: &str) -> String {
     format!("{}?limit={PAGE}", messages_path(session))
 }
 
@@ -142,6 +142,6 @@ fn start_filled(bench: &Bench, name: &str, messages: usize) -> Result<(ServerPro
     Ok((server, sessions))
 }
 
-fn thousands(count: usize) -> String {
+pub(super) fn thousands(count: usize) -> String {
     if count >= 1_000_000 { format!("{} M", count / 1_000_000) } else { format!("{} k", count / 1000) }
 }

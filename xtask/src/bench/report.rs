@@ -24,6 +24,8 @@ pub(super) struct Measurement {
     pub(super) database_cpu_us: f64,
     /// CPU of what sent the requests.
     pub(super) generator_cpu_us: f64,
+    /// Cores that processes used which have no part in the run.
+    pub(super) others_cores: f64,
     pub(super) rss_mib: f64,
 }
 
@@ -50,6 +52,7 @@ impl Measurement {
             cpu_us: cpu_us(|cpu| cpu.server),
             database_cpu_us: cpu_us(|cpu| cpu.database),
             generator_cpu_us: cpu_us(|cpu| cpu.generator),
+            others_cores: median(runs.iter().map(|run| run.cpu.others().as_secs_f64() / run.seconds)),
             rss_mib,
         }
     }
@@ -166,7 +169,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\n{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6}",
+            "\n{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>6} {:>8} {:>6}",
             "request",
             "conns",
             "req/s",
@@ -176,13 +179,14 @@ impl Report {
             "CPU µs",
             "DB CPU",
             "gen CPU",
+            "others",
             "RSS MiB",
             "errors"
         );
         for row in &self.measurements {
             let _ = writeln!(
                 text,
-                "{:<46} {:>5} {:>9.0} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6}",
+                "{:<46} {:>5} {:>9.0} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>6} {:>8} {:>6}",
                 row.name,
                 row.connections,
                 row.requests_per_second,
@@ -192,6 +196,7 @@ impl Report {
                 measured(row.cpu_us, 1),
                 measured(row.database_cpu_us, 1),
                 measured(row.generator_cpu_us, 1),
+                measured(row.others_cores, 1),
                 measured(row.rss_mib, 1),
                 row.errors
             );

@@ -15,6 +15,7 @@ use crate::AppendForm;
 use crate::columns::bucket_value;
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::sessions::is_live;
 
 /// Appends to many sessions. `locked` takes the sessions' rows in the order of their ids, so that
 /// replicas never wait for each other in a circle, and reads `last_seq` as it is under the lock;
@@ -31,7 +32,9 @@ macro_rules! append_batch {
         from wanted w left join lateral (
             select s.last_seq from sessions s
             where s.bucket = w.bucket and s.session_id = w.session_id and s.project_id = w.project_id
-                and s.deleted_at is null and (w.user_id is null or s.user_id = w.user_id)",
+                and ",
+            is_live!(),
+            " and (w.user_id is null or s.user_id = w.user_id)",
             $checks,
             "
             for no key update) s on true
@@ -77,15 +80,18 @@ const APPEND_BATCH_CHECKED: &str = append_batch!(
                     and m.message_id = x.parent_id and m.session_id = w.session_id and m.deleted_at is null)
             )"
 );
-const UPDATE_SESSION_APPENDED: &str = "update sessions s
+const UPDATE_SESSION_APPENDED: &str = concat!(
+    "update sessions s
     set last_seq = s.last_seq + $5, message_count = s.message_count + $5,
         token_count = case when $6::bigint is null then s.token_count else coalesce(s.token_count, 0) + $6 end,
         updated_at = greatest(s.updated_at, $7), updated_hour = greatest(s.updated_hour, $8),
         last_message_at = greatest(s.last_message_at, $7),
         active_hour = case when s.last_message_at is null then $8 else greatest(s.active_hour, $8) end
-    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and s.deleted_at is null
-        and ($4::text is null or s.user_id = $4)
-    returning s.last_seq - $5";
+    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
+    is_live!(),
+    " and ($4::text is null or s.user_id = $4)
+    returning s.last_seq - $5"
+);
 const SELECT_PARENTS: &str = "select m.message_id from messages m
     where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id = $2 and m.deleted_at is null";
 const LOCK_SESSION: &str = "select 1 from sessions where bucket = $1 and session_id = $2 for no key update";

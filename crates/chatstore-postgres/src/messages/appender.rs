@@ -211,7 +211,7 @@ impl Appender {
         };
         let lists: Vec<Group<'_>> = groups.iter().map(|group| group.iter().map(|job| &job.append).collect()).collect();
         let db = lease.db();
-        let stored = timeout_at(deadline, append_batch(&db, &lists)).await;
+        let stored = lease.in_time(deadline, append_batch(&db, &lists)).await;
         drop((db, lists));
         let stored = match stored {
             Ok(Ok(stored)) => {

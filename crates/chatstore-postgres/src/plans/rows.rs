@@ -85,7 +85,7 @@ impl Rows {
                 19 => others[1],
                 _ => ProjectId::DEFAULT,
             };
-            let user_id = match n % 10 {
+            let user_id = match n % 12 {
                 0 => Some(ADA.to_owned()),
                 1 => None,
                 _ => Some(format!("user {}", n % 307)),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use deadpool_postgres::Object;
 use futures_util::{StreamExt as _, pin_mut};
-use tokio::time::timeout;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::{Error, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -15,6 +16,10 @@ use crate::params::Param;
 
 /// How long the request to cancel a statement may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the statement may go on after it.
+const CANCEL_PAUSE: Duration = Duration::from_millis(100);
+/// Times it is asked for: a request that comes before its statement has begun is lost.
+const CANCEL_ATTEMPTS: u32 = 5;
 
 /// A connection on loan.
 pub(crate) struct Db {
@@ -124,6 +129,20 @@ impl Lease {
         self.db.clone().expect("a lease has its connection until it is dropped")
     }
 
+    /// Waits for an answer until `deadline`. If none comes, the way to the server may be gone: idle
+    /// connections that nobody has used since this one was lent are closed, or callers would meet
+    /// them one after the other.
+    pub(crate) async fn in_time<T>(&self, deadline: Instant, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let result = timeout_at(deadline, answer).await;
+        if let Some(db) = self.db.as_ref().filter(|_| result.is_err())
+            && let Some(pool) = Object::pool(&db.client)
+        {
+            let lent = Object::metrics(&db.client).last_used();
+            drop(pool.retain(|_, metrics| metrics.last_used() < lent));
+        }
+        result
+    }
+
     /// Notes that nothing runs on the connection any more.
     pub(crate) fn rest(&mut self) {
         self.at_rest = true;
@@ -144,8 +163,15 @@ impl Drop for Lease {
         let (cancel, tls) = (client.cancel_token(), self.tls.clone());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
-                drop(client);
+                // Answered when everything before it has ended.
+                let ended = client.batch_execute("");
+                pin_mut!(ended);
+                for _ in 0..CANCEL_ATTEMPTS {
+                    let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls.clone())).await;
+                    if timeout(CANCEL_PAUSE, &mut ended).await.is_ok() {
+                        break;
+                    }
+                }
             });
         }
     }

@@ -1,4 +1,4 @@
-//! The columns of a session, as a macro: `concat!` needs a literal.
+//! Pieces of statements about sessions, as macros: `concat!` needs literals.
 
 /// The columns of `session_row`, in its order.
 macro_rules! session_columns {
@@ -9,3 +9,12 @@ macro_rules! session_columns {
     };
 }
 pub(crate) use session_columns;
+
+/// Whether a session that is named by its key is not deleted. No partial index fits this form: to a
+/// planner that does not know the tables yet, each would look as good as the key.
+macro_rules! is_live {
+    () => {
+        "num_nulls(s.deleted_at) = 1"
+    };
+}
+pub(crate) use is_live;

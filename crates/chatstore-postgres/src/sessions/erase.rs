@@ -14,9 +14,10 @@ use uuid::Uuid;
 use crate::params::params;
 use crate::pool::{Db, Failure, Pool};
 
-const CLAIM_ERASURE: &str = "select e.bucket, e.session_id, e.erased_seq, s.deleted_at from session_erasures e
-    join sessions s on s.bucket = e.bucket and s.session_id = e.session_id
-    order by e.bucket, e.session_id limit 1 for update of e skip locked";
+const CLAIM_ERASURE: &str = "select e.bucket, e.session_id, e.erased_seq, s.deleted_at from (
+        select bucket, session_id, erased_seq from session_erasures
+        order by bucket, session_id limit 1 for update skip locked) e
+    join sessions s on s.bucket = e.bucket and s.session_id = e.session_id";
 const SELECT_ERASABLE: &str = "select seq, octet_length(content)::bigint + coalesce(octet_length(payload), 0)
         + octet_length(metadata) + coalesce(octet_length(context), 0)
     from messages where bucket = $1 and session_id = $2 and seq > $3 order by seq limit $4";
@@ -52,9 +53,9 @@ impl Eraser {
         Self { wake, task }
     }
 
-    /// Says that there is something to erase.
-    pub(crate) fn wake(&self) {
-        self.wake.notify_one();
+    /// Notified when there is something to erase.
+    pub(crate) fn waker(&self) -> Arc<Notify> {
+        self.wake.clone()
     }
 
     /// Ends the task; what is left is erased after the next start.

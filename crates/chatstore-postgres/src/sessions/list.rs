@@ -14,8 +14,7 @@ use crate::columns::bucket_value;
 use crate::params::{Param, SqlType, params};
 use crate::pool::{Db, Failure, Plan};
 
-const SELECT_LIST: &str =
-    concat!("select ", session_columns!(), " from sessions s where s.deleted_at is null and s.project_id = $1");
+const SELECT_LIST: &str = concat!("select ", session_columns!(), " from sessions s where s.deleted_at is null");
 /// From the matches to their sessions: `offset 0` keeps the planner from beginning with the sessions,
 /// for it does not know that the matches are few.
 const SELECT_BY_METADATA: &str = concat!(
@@ -23,7 +22,7 @@ const SELECT_BY_METADATA: &str = concat!(
     session_columns!(),
     " from session_metadata f cross join lateral (
         select s.* from sessions s where s.bucket = f.bucket and s.session_id = f.session_id offset 0) s
-    where s.deleted_at is null and s.project_id = $1 and f.project_id = $1"
+    where s.deleted_at is null and f.project_id = $1"
 );
 /// In the order of an index, so that not the table is read for a value that most sessions have.
 const COUNT_MATCHES: &str = "select count(*) from (
@@ -91,15 +90,16 @@ impl List<'_> {
         let (scope, query) = (self.scope, self.query);
         let mut sql = Text::new(if path == Path::Matches { SELECT_BY_METADATA } else { SELECT_LIST });
         sql.values.push(Value::Id(scope.project_id.uuid()));
-        if let Some(user_id) = self.one_user() {
-            sql.bind(" and s.bucket = ", Value::Bucket(bucket_value(Bucket::of_user(scope.project_id, user_id))));
+        match self.one_user() {
+            Some(user_id) => self.one_stretch(&mut sql, user_id),
+            None => sql.push(" and s.project_id = $1"),
         }
         // Both, if both are given: a scope narrows, and never widens, what a query asks for.
-        for user_id in [&scope.user_id, &query.user_id].into_iter().flatten() {
-            sql.bind(" and s.user_id = ", Value::Text(user_id.clone()));
+        if let (Some(_), Some(user_id)) = (&scope.user_id, &query.user_id) {
+            sql.filter("s.user_id =", Value::Text(user_id.clone()));
         }
         if let Some(is_favorite) = query.is_favorite {
-            sql.bind(" and s.is_favorite = ", Value::Flag(is_favorite));
+            sql.filter("s.is_favorite =", Value::Flag(is_favorite));
         }
         for (n, (key, value)) in query.metadata.iter().enumerate() {
             let digest = Value::Digest(pair_digest(key, value).to_vec());
@@ -113,35 +113,73 @@ impl List<'_> {
             sql.push(" offset 0)");
         }
         let hours = if self.one_user().is_some() || path == Path::Matches { None } else { hour_column(query.sort) };
-        // The sum keeps the planner from leaving the hours for the index of creation.
-        let created_at = if hours.is_some() { "s.created_at + 0" } else { "s.created_at" };
-        if let Some(after) = query.created_after {
-            sql.bind(&format!(" and {created_at} > "), Value::Number(after.as_micros()));
-        }
-        if let Some(before) = query.created_before {
-            sql.bind(&format!(" and {created_at} < "), Value::Number(before.as_micros()));
+        for (condition, bound) in [("s.created_at >", query.created_after), ("s.created_at <", query.created_before)] {
+            match bound.map(|bound| Value::Number(bound.as_micros())) {
+                // The hours are not left for the index of creation.
+                Some(bound) if hours.is_some() => sql.filter(condition, bound),
+                Some(bound) => sql.bind(&format!(" and {condition} "), bound),
+                None => {}
+            }
         }
         self.order(&mut sql, hours);
         (sql.text, sql.values)
     }
 
+    /// One user's sessions: a stretch of the index that holds them in the order of creation.
+    ///
+    /// Its ends are rows, not equalities, so that no index of the whole project looks as good to a
+    /// planner that does not know the tables yet.
+    fn one_stretch(&self, sql: &mut Text, user_id: &str) {
+        let bucket = Bucket::of_user(self.scope.project_id, user_id);
+        sql.bind(" and s.bucket = ", Value::Bucket(bucket_value(bucket)));
+        for end in [">", "<"] {
+            match self.page.start {
+                PageStart::After(position) if self.query.sort == SessionSort::CreatedAt && end == self.compare() => {
+                    sql.bind(
+                        &format!(" and (s.project_id, s.user_id, s.created_at, s.session_id) {end} ($1, "),
+                        Value::Text(user_id.to_owned()),
+                    );
+                    sql.bind(", ", Value::Number(position.sorted_by.as_micros()));
+                    sql.bind(", ", Value::Id(position.session_id.uuid()));
+                }
+                _ => sql.bind(&format!(" and (s.project_id, s.user_id) {end}= ($1, "), Value::Text(user_id.to_owned())),
+            }
+            sql.push(")");
+        }
+    }
+
+    /// How what follows a position compares with it.
+    fn compare(&self) -> &'static str {
+        match self.query.order {
+            Order::Asc => ">",
+            Order::Desc => "<",
+        }
+    }
+
     fn order(&self, sql: &mut Text, hours: Option<&str>) {
-        let key = sort_key(self.query.sort);
-        let (compare, reach, direction) = match self.query.order {
-            Order::Asc => (">", ">=", "asc"),
-            Order::Desc => ("<", "<=", "desc"),
-        };
-        if let PageStart::After(position) = &self.page.start {
+        let (key, compare) = (sort_key(self.query.sort), self.compare());
+        let walks_stretch = self.one_user().is_some() && self.query.sort == SessionSort::CreatedAt;
+        if let PageStart::After(position) = &self.page.start
+            && !walks_stretch
+        {
             if let Some(hours) = hours {
-                sql.bind(&format!(" and {hours} {reach} "), Value::Number(position.sorted_by.hour()));
+                sql.bind(&format!(" and {hours} {compare}= "), Value::Number(position.sorted_by.hour()));
             }
             sql.bind(&format!(" and ({key}, s.session_id) {compare} ("), Value::Number(position.sorted_by.as_micros()));
             sql.bind(", ", Value::Id(position.session_id.uuid()));
             sql.push(")");
         }
-        let hours = hours.map(|hours| format!("{hours} {direction}, ")).unwrap_or_default();
+        let direction = match self.query.order {
+            Order::Asc => "asc",
+            Order::Desc => "desc",
+        };
+        sql.push(" order by ");
+        let before: &[&str] = if walks_stretch { &["s.project_id", "s.user_id"] } else { hours.as_slice() };
+        for column in before {
+            sql.push(&format!("{column} {direction}, "));
+        }
         sql.bind(
-            &format!(" order by {hours}{key} {direction}, s.session_id {direction} limit "),
+            &format!("{key} {direction}, s.session_id {direction} limit "),
             Value::Number(i64::from(self.page.limit) + 1),
         );
         if let PageStart::Offset(offset @ 1..) = self.page.start {
@@ -163,6 +201,13 @@ impl Text {
 
     fn push(&mut self, piece: &str) {
         self.text.push_str(piece);
+    }
+
+    /// Adds a condition for which no index is wanted. The case keeps the planner from guessing how
+    /// few rows meet it, for it would fetch and sort them.
+    fn filter(&mut self, condition: &str, value: Value) {
+        self.bind(&format!(" and case when {condition} "), value);
+        self.push(" then true end");
     }
 
     /// Adds `piece` and, behind it, a parameter.

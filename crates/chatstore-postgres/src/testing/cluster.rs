@@ -5,14 +5,14 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::processes::{Watchdog, children, has_ended, is_stopped, program, server_can_enter, server_user, signal};
+use super::processes::{Watchdog, children, has_ended, program, server_can_enter, server_user, signal, stands_still};
 
 /// How long a server may take to start, recovery included, and to stop.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,6 +22,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Ports that Linux gives to nobody by itself, so that one is still free when a server comes back to it.
 const PORTS: std::ops::Range<u32> = 20_000..32_000;
 const PORT_ATTEMPTS: u32 = 10;
+/// Memory that a file system has free, in KiB, to hold the data of clusters.
+const MEMORY_KIB_MIN: u64 = 8 * 1024 * 1024;
 /// The last bytes of the server's log that a failed start shows.
 const LOG_TAIL_BYTES: usize = 2_000;
 
@@ -30,17 +32,23 @@ const LOG_TAIL_BYTES: usize = 2_000;
 pub struct Settings {
     parameters: Vec<(String, String)>,
     tcp: bool,
+    in_memory: bool,
 }
 
 impl Settings {
-    /// For suites: commits are seen by all as always, but a crash of the machine may lose them.
+    /// For suites: commits are seen by all as always, but a crash of the machine loses them. The
+    /// data is in memory if there is plenty and TMPDIR is not set.
     pub fn fast() -> Self {
-        Self::durable().set("fsync", "off").set("full_page_writes", "off").set("shared_buffers", "64MB")
+        let fast = Self { in_memory: true, ..Self::durable() };
+        fast.set("fsync", "off")
+            .set("full_page_writes", "off")
+            .set("shared_buffers", "64MB")
+            .set("max_wal_size", "256MB")
     }
 
     /// For crashes and measurements: what is committed is on the disk.
     pub fn durable() -> Self {
-        Self { parameters: Vec::new(), tcp: false }.set("max_connections", "500")
+        Self { parameters: Vec::new(), tcp: false, in_memory: false }.set("max_connections", "500")
     }
 
     /// Listens on a free port of 127.0.0.1 too, where every user of this machine is let in.
@@ -92,7 +100,7 @@ impl Cluster {
                 programs.display()
             )));
         }
-        let folder = make_folder()?;
+        let folder = make_folder(settings.in_memory)?;
         let watchdog = Watchdog::start(&folder)?;
         let mut cluster = Self { programs, settings, folder, port: 0, server: None, _watchdog: watchdog };
         cluster.initdb()?;
@@ -222,10 +230,10 @@ impl Cluster {
         let not_stopped = || io::Error::other("a process of the server could not be stopped");
         // First the one that makes others: after that none is added.
         signal("STOP", &[postmaster])?;
-        wait(|| is_stopped(postmaster).then_some(())).ok_or_else(not_stopped)?;
+        wait(|| stands_still(postmaster).then_some(())).ok_or_else(not_stopped)?;
         let mut pids = children(postmaster)?;
         signal("STOP", &pids)?;
-        wait(|| pids.iter().all(|pid| is_stopped(*pid) || has_ended(*pid)).then_some(())).ok_or_else(not_stopped)?;
+        wait(|| pids.iter().all(|pid| stands_still(*pid)).then_some(())).ok_or_else(not_stopped)?;
         pids.push(postmaster);
         Ok(pids)
     }
@@ -260,7 +268,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // A killed server leaves its shared memory in the system, so it is asked; the watchdog ends one that refuses.
+        // A killed server leaves its shared memory in the system, so it is asked first; the watchdog
+        // ends one that refuses.
         let _ = self.resume().and_then(|()| self.stop(Shutdown::Immediate));
     }
 }
@@ -277,12 +286,24 @@ fn wait<T>(mut answer: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
+/// The file system in memory, if there is one with so much room that suites cannot fill it. A
+/// database is hundreds of files, and some disks are slow to make them where others were removed.
+fn roomy_memory() -> Option<PathBuf> {
+    let folder = PathBuf::from("/dev/shm");
+    let output = Command::new("df").arg("-Pk").arg(&folder).stderr(Stdio::null()).output().ok()?;
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    let available_kib: u64 = report.lines().last()?.split_whitespace().nth(3)?.parse().ok()?;
+    (available_kib >= MEMORY_KIB_MIN).then_some(folder)
+}
+
 /// Makes the folder of a cluster, where the server's user can work and the socket's path is short enough.
-fn make_folder() -> io::Result<PathBuf> {
+fn make_folder(in_memory: bool) -> io::Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let longest = Path::new("chatstore-postgres-4294967295-4294967295/.s.PGSQL.65535").as_os_str().len();
     let fits = |base: &Path| base.as_os_str().len() + 1 + longest <= SOCKET_PATH_BYTES_MAX && server_can_enter(base);
-    let base = [std::env::temp_dir(), PathBuf::from("/tmp")].into_iter().find(|base| fits(base)).ok_or_else(|| {
+    let memory = if in_memory && std::env::var_os("TMPDIR").is_none() { roomy_memory() } else { None };
+    let mut bases = memory.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
+    let base = bases.find(|base| fits(base)).ok_or_else(|| {
         io::Error::other("no folder for PostgreSQL: set TMPDIR to one with a short path that every user may enter")
     })?;
     loop {

@@ -51,8 +51,9 @@ fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-pub(super) fn is_stopped(pid: u32) -> bool {
-    state_and_parent(pid).is_none_or(|(state, _)| state == 'T')
+/// Whether a process does nothing, for it is stopped or has ended.
+pub(super) fn stands_still(pid: u32) -> bool {
+    has_ended(pid) || state_and_parent(pid).is_none_or(|(state, _)| state == 'T')
 }
 
 pub(super) fn has_ended(pid: u32) -> bool {

@@ -13,8 +13,6 @@ use anyhow::{Result, ensure};
 use super::database::Database;
 use crate::bench::store::CONTENT;
 
-/// When all of it was written: 2025-01-01, in microseconds.
-const WRITTEN_US: u64 = 1_735_689_600_000_000;
 const HOUR_US: u64 = 3_600_000_000;
 /// COPYs at the same time: one takes one core.
 const WRITERS: usize = 2;
@@ -34,21 +32,27 @@ pub(super) const SESSION_ID: &str = "lpad(:n, 32, '0')::uuid";
 pub(super) struct Conversations {
     pub(super) sessions: usize,
     pub(super) messages_each: usize,
+    /// Between the last messages of two that follow each other, up to now.
+    pub(super) minutes_apart: u64,
 }
 
 impl Conversations {
     /// Stores them all in a database that a server has migrated and made its project in.
     pub(super) fn store(self, database: &Database) -> Result<()> {
         ensure!(self.sessions <= SESSIONS_MAX, "{} sessions are more than {SESSIONS_MAX}", self.sessions);
-        let project = project(database)?;
+        let stamp = Stamp { project: project(database)?, now_us: now_us(database)? };
         let mut numbers: Vec<usize> = (0..self.sessions).collect();
         // In the order of the keys, so that every page of an index is written once.
         numbers.sort_by_key(|number| (bucket(*number), *number));
-        database.copy(COPY_SESSIONS, |output| self.write_sessions(output, &numbers, &project))?;
+        database.copy(COPY_SESSIONS, |output| self.write_sessions(output, &numbers, &stamp))?;
         thread::scope(|scope| {
-            let parts = numbers.chunks(numbers.len().div_ceil(WRITERS));
+            let (parts, stamp) = (numbers.chunks(numbers.len().div_ceil(WRITERS)), &stamp);
             let copies: Vec<_> = parts
-                .map(|part| scope.spawn(|| database.copy(COPY_MESSAGES, |output| self.write_messages(output, part))))
+                .map(|part| {
+                    scope.spawn(|| {
+                        database.copy(COPY_MESSAGES, |output| self.write_messages(output, part, stamp.now_us))
+                    })
+                })
                 .collect();
             copies.into_iter().try_for_each(|copy| copy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
@@ -64,13 +68,20 @@ impl Conversations {
         (0..count).map(move |draw| id(scattered(draw) as usize % self.sessions))
     }
 
-    fn write_sessions(self, output: &mut dyn Write, numbers: &[usize], project: &str) -> io::Result<()> {
-        let (count, hour) = (self.messages_each, WRITTEN_US / HOUR_US);
+    /// When all of a session was written.
+    fn written_us(self, number: usize, now_us: u64) -> u64 {
+        now_us - number as u64 * self.minutes_apart * 60_000_000
+    }
+
+    fn write_sessions(self, output: &mut dyn Write, numbers: &[usize], stamp: &Stamp) -> io::Result<()> {
+        let (project, count) = (&stamp.project, self.messages_each);
         for n in numbers {
+            let at = self.written_us(*n, stamp.now_us);
             writeln!(
                 output,
-                "{bucket}\t{id}\t{project}\tConversation {n}\tf\t{{}}\t{count}\t{count}\t1\t{WRITTEN_US}\t{WRITTEN_US}\t\
-                 {WRITTEN_US}\t{hour}\t{hour}",
+                "{bucket}\t{id}\t{project}\tConversation {n}\tf\t{{}}\t{count}\t{count}\t1\t{at}\t{at}\t{at}\t\
+                 {hour}\t{hour}",
+                hour = hour(at),
                 bucket = bucket(*n),
                 id = id(*n),
             )?;
@@ -78,19 +89,26 @@ impl Conversations {
         Ok(())
     }
 
-    fn write_messages(self, output: &mut dyn Write, numbers: &[usize]) -> io::Result<()> {
+    fn write_messages(self, output: &mut dyn Write, numbers: &[usize], now_us: u64) -> io::Result<()> {
         for n in numbers {
-            let (bucket, id) = (bucket(*n), id(*n));
+            let (bucket, id, at) = (bucket(*n), id(*n), self.written_us(*n, now_us));
+            let begun_ms = at / 1000 - self.messages_each as u64;
             for seq in 1..=self.messages_each {
-                let message_id = message_id(*n, seq);
+                let message_id = message_id(*n, seq, begun_ms);
                 writeln!(
                     output,
-                    "{bucket}\t{id}\t{seq}\t{message_id}\tuser\tmessage\tcompleted\t{CONTENT}\t{{}}\t1\t{WRITTEN_US}\t{WRITTEN_US}",
+                    "{bucket}\t{id}\t{seq}\t{message_id}\tuser\tmessage\tcompleted\t{CONTENT}\t{{}}\t1\t{at}\t{at}",
                 )?;
             }
         }
         Ok(())
     }
+}
+
+/// Whose sessions they are, and when all of it was written.
+struct Stamp {
+    project: String,
+    now_us: u64,
 }
 
 const COPY_SESSIONS: &str = "copy sessions (bucket, session_id, project_id, session_name, is_favorite, metadata, \
@@ -101,6 +119,16 @@ const COPY_MESSAGES: &str = "copy messages (bucket, session_id, seq, message_id,
 /// The id of the server's own project.
 pub(super) fn project(database: &Database) -> Result<String> {
     database.run("select project_id from projects where name = 'default'")
+}
+
+/// The time of the database.
+pub(super) fn now_us(database: &Database) -> Result<u64> {
+    Ok(database.run("select (extract(epoch from now()) * 1000000)::bigint")?.parse()?)
+}
+
+/// The whole hours of a time.
+pub(super) fn hour(us: u64) -> u64 {
+    us / HOUR_US
 }
 
 /// The id of the session with this number.
@@ -115,8 +143,8 @@ pub(super) fn bucket(number: usize) -> i16 {
 }
 
 /// Of version 7, in its session's bucket: it grows with `seq` and has random bits behind its time.
-fn message_id(number: usize, seq: usize) -> String {
-    let millis = WRITTEN_US / 1000 + seq as u64;
+fn message_id(number: usize, seq: usize, begun_ms: u64) -> String {
+    let millis = begun_ms + seq as u64;
     let random = scattered(number.wrapping_mul(1_000_003).wrapping_add(seq));
     format!(
         "{:08x}-{:04x}-7{:03x}-8{:03x}-{:08x}{number:04}",
@@ -145,23 +173,24 @@ mod tests {
             let id = id(number);
             let bits = u16::from_str_radix(&id[32..], 16).unwrap();
             assert_eq!(bucket(number), bits.cast_signed(), "{id}");
-            assert_eq!(message_id(number, 3)[32..], id[32..]);
+            assert_eq!(message_id(number, 3, 1_700_000_000_000)[32..], id[32..]);
         }
     }
 
     #[test]
     fn message_ids_are_of_version_7_and_grow() {
-        let ids: Vec<String> = (1..1000).map(|seq| message_id(42, seq)).collect();
+        let ids: Vec<String> = (1..1000).map(|seq| message_id(42, seq, 1_700_000_000_000)).collect();
         assert!(ids.is_sorted());
         assert!(ids.iter().all(|id| id.len() == 36 && &id[14..15] == "7" && &id[19..20] == "8"), "{}", ids[0]);
     }
 
     #[test]
     fn rows_have_a_value_for_every_column() {
-        let conversations = Conversations { sessions: 2, messages_each: 3 };
+        let conversations = Conversations { sessions: 2, messages_each: 3, minutes_apart: 1 };
+        let stamp = Stamp { project: "p".to_owned(), now_us: 1_700_000_000_000_000 };
         let (mut sessions, mut messages) = (Vec::new(), Vec::new());
-        conversations.write_sessions(&mut sessions, &[1, 0], "p").unwrap();
-        conversations.write_messages(&mut messages, &[1, 0]).unwrap();
+        conversations.write_sessions(&mut sessions, &[1, 0], &stamp).unwrap();
+        conversations.write_messages(&mut messages, &[1, 0], stamp.now_us).unwrap();
         for (rows, sql, count) in [(sessions, COPY_SESSIONS, 2), (messages, COPY_MESSAGES, 6)] {
             let rows = String::from_utf8(rows).unwrap();
             assert_eq!(rows.lines().count(), count);
@@ -172,7 +201,7 @@ mod tests {
 
     #[test]
     fn sessions_are_drawn_from_all() {
-        let conversations = Conversations { sessions: 10, messages_each: 0 };
+        let conversations = Conversations { sessions: 10, messages_each: 0, minutes_apart: 0 };
         let drawn: std::collections::HashSet<String> = conversations.random_ids(200).collect();
         assert_eq!(drawn.len(), 10);
     }

@@ -51,6 +51,12 @@ impl DatabaseServer {
         Database { url: self.cluster.url(name), programs: self.programs.clone() }
     }
 
+    /// All that it has logged.
+    pub(super) fn log(&self) -> Result<String> {
+        let path = self.cluster.folder().join("log");
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     /// CPU time of all its processes so far.
     pub(in crate::bench) fn cpu(&self) -> Result<Duration> {
         cpu::of_family(self.postmaster)

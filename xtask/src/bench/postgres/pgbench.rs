@@ -95,8 +95,12 @@ impl<'a> Pgbench<'a> {
     }
 
     fn cpu(&self, pgbench: &Running) -> Result<CpuTimes> {
-        let generator = cpu::of_process(pgbench.0.id())?;
-        Ok(CpuTimes { server: Duration::ZERO, database: self.server.cpu()?, generator })
+        Ok(CpuTimes {
+            server: Duration::ZERO,
+            database: self.server.cpu()?,
+            generator: cpu::of_process(pgbench.0.id())?,
+            machine: cpu::of_machine()?,
+        })
     }
 
     /// The next run must not share the machine with backends that are still ending.
