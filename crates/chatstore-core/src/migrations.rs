@@ -12,12 +12,19 @@ use crate::clock::Timestamp;
 #[error("{message}")]
 pub struct OpenError {
     message: String,
+    /// Whether the same may succeed in a moment: the server was not reached, is starting or full.
+    pub is_passing: bool,
 }
 
 impl OpenError {
     /// The sentence, which begins with the name of the database where there is one.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self { message: message.into(), is_passing: false }
+    }
+
+    /// The same sentence about what passes by itself.
+    pub fn passing(self) -> Self {
+        Self { is_passing: true, ..self }
     }
 }
 

@@ -101,7 +101,7 @@ impl Target {
         }
         let opened = tokio::time::timeout(timeout, config.connect(self.tls())).await;
         let (client, connection) = opened
-            .map_err(|_| OpenError::new(not_in_time(&self.shown)))?
+            .map_err(|_| OpenError::new(not_in_time(&self.shown)).passing())?
             .map_err(|error| open_error(&self.shown, &error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {

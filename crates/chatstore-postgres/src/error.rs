@@ -7,12 +7,32 @@ use rustls::CertificateError;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
-use crate::sqlstate::described;
+use crate::sqlstate::{described, is_passing};
 
 pub use chatstore_core::migrations::OpenError;
 
+/// What the standard library says of a name that does not resolve.
+const LOOKUP_FAILED: &str = "lookup address";
+
 /// Why the database cannot be opened, and what to do.
 pub(crate) fn open_error(shown: &str, error: &Error) -> OpenError {
+    let sentence = sentence(shown, error);
+    let passing = match error.as_db_error() {
+        Some(_) => is_passing(error),
+        None => is_not_reached(error),
+    };
+    if passing { sentence.passing() } else { sentence }
+}
+
+/// Whether no server answered at all; one that answers wrongly goes on to do so.
+fn is_not_reached(error: &Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, TimedOut};
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    io.is_some_and(|io| [ConnectionRefused, ConnectionReset, NotFound, TimedOut].contains(&io.kind()))
+        || error.source().is_some_and(|source| source.to_string().contains(LOOKUP_FAILED))
+}
+
+fn sentence(shown: &str, error: &Error) -> OpenError {
     let Some(db) = error.as_db_error() else {
         return OpenError::new(unreachable_sentence(shown, error));
     };
@@ -67,7 +87,7 @@ fn unreachable_sentence(shown: &str, error: &Error) -> String {
             format!("{shown} has no socket there; check folder and port in its URL and that PostgreSQL runs")
         }
         Some(io::ErrorKind::TimedOut) => not_in_time(shown),
-        _ if source.contains("lookup address") => {
+        _ if source.contains(LOOKUP_FAILED) => {
             format!("{shown} has a host whose name leads nowhere ({source}); correct its URL")
         }
         _ => format!("{shown} cannot be reached: {}", described(error)),

@@ -65,21 +65,8 @@ pub(super) async fn open_patiently(
     }
 }
 
-/// Whether the same may succeed in a moment: no server was reached, or it is starting or full.
 fn is_passing(error: &anyhow::Error) -> bool {
-    // An `OpenError` is a sentence and nothing more; a test holds these parts to what is said.
-    const PASSING: [&str; 6] = [
-        "refuses connections",
-        "has no socket",
-        "does not answer",
-        "leads nowhere",
-        "accepts no connections now",
-        "has no connection left",
-    ];
-    error.downcast_ref::<OpenError>().is_some_and(|error| {
-        let sentence = error.to_string();
-        PASSING.iter().any(|part| sentence.contains(part))
-    })
+    error.downcast_ref::<OpenError>().is_some_and(|error| error.is_passing)
 }
 
 /// Whether there is a schema of ours.
