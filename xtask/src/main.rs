@@ -22,7 +22,7 @@ enum Command {
     Ci(test::TestArgs),
     /// Start a PostgreSQL with pgvector, for tests that are run by hand, and keep it until Ctrl-C
     Postgres(postgres::PostgresArgs),
-    /// Measure the release binary against a bare echo and a plain SQLite loop on this machine
+    /// Measure the release binary against a bare echo, a plain SQLite loop and pgbench on this machine
     Bench(bench::BenchArgs),
     /// The bare echo server that `bench` compares with
     #[command(hide = true)]

@@ -31,7 +31,7 @@ create table api_keys (
     last_used_at bigint
 );
 
--- No index stands on what an append changes, and pages keep room for the next version of a row:
+-- No index stands on what an append changes, and pages keep room for another version of each row:
 -- an append is then a heap-only update.
 create table sessions (
     bucket smallint not null,
@@ -56,7 +56,7 @@ create table sessions (
     deleted_at bigint,
     forked_from uuid,
     primary key (bucket, session_id)
-) with (fillfactor = 80);
+) with (fillfactor = 50);
 
 create unique index sessions_external_id on sessions (bucket, project_id, external_id, coalesce(user_id, ''))
     where external_id is not null and deleted_at is null;

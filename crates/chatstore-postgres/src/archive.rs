@@ -25,20 +25,23 @@ const LOCK_BY_SESSION_ID: &str = concat!(
     session_columns!(),
     " from sessions s where s.bucket = $1 and s.session_id = $2 for no key update"
 );
+/// The order is that of the index that is meant: to a planner that does not know the tables yet, each
+/// looks as good.
 const LOCK_BY_EXTERNAL_ID: &str = concat!(
     "select ",
     session_columns!(),
     " from sessions s
-    where s.bucket = $1 and s.project_id = $2 and s.external_id = $3 and coalesce(s.user_id, '') = coalesce($4::text, '')
-        and s.deleted_at is null
-    for no key update"
+    where s.bucket = $1 and s.project_id = $2 and s.external_id = $3 and coalesce(s.user_id, '') >= coalesce($4::text, '')
+        and coalesce(s.user_id, '') <= coalesce($4::text, '') and s.deleted_at is null
+    order by coalesce(s.user_id, '') limit 1 for no key update"
 );
 const UPDATE_SESSION_IMPORTED: &str = "update sessions
     set last_seq = $3, message_count = $4, token_count = $5, updated_at = $6, last_message_at = $7, updated_hour = $8,
         active_hour = $9
     where bucket = $1 and session_id = $2";
+/// The last message, whose place is given.
 const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages
-    where bucket = $1 and session_id = $2 and seq = $3";
+    where bucket = $1 and session_id = $2 and seq >= $3 order by seq limit 1";
 pub(crate) const EXPORT_SESSIONS: &str = concat!(
     "select ",
     session_columns!(),

@@ -299,13 +299,15 @@ fn unknown(reason: &str) -> StoreError {
 
 /// What a connection is told once. Every statement here is a walk along keys: a plan is made once,
 /// without values, and never begins with a whole table while that is still small. A commit that
-/// does not wait for the disk is not taken for one.
+/// does not wait for the disk is not taken for one. A lock is waited for as long as a connection.
 pub(crate) fn set_up(options: &PostgresOptions) -> String {
     let timeout_ms = options.statement_timeout.as_millis();
+    let lock_timeout_ms = options.acquire_timeout.as_millis();
     format!(
         "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; set enable_bitmapscan = off; \
          set enable_hashjoin = off; set enable_mergejoin = off; set enable_sort = off; \
-         set statement_timeout = {timeout_ms}; set idle_in_transaction_session_timeout = {idle_ms}; \
+         set statement_timeout = {timeout_ms}; set lock_timeout = {lock_timeout_ms}; \
+         set idle_in_transaction_session_timeout = {idle_ms}; \
          set default_transaction_isolation = 'read committed'; \
          select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",
         idle_ms = 2 * timeout_ms,

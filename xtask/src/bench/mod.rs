@@ -36,7 +36,10 @@ use self::{
     store::{Seeded, Workspace},
     target::Target,
 };
-use crate::test::{cargo, root};
+use crate::{
+    postgres::{Version, fetch},
+    test::{cargo, root},
+};
 
 /// What `bench` takes.
 #[derive(Debug, Args)]
@@ -53,6 +56,18 @@ pub(crate) struct BenchArgs {
     /// What to measure [default: everything]
     #[arg(value_enum, value_name = "NAME")]
     names: Vec<Scenario>,
+}
+
+impl BenchArgs {
+    /// What is named, or everything that this machine can run; in the order of the help.
+    fn scenarios(&self) -> Vec<Scenario> {
+        let can_run = |scenario: &Scenario| !scenario.needs_postgres() || fetch::is_fetchable();
+        let wanted = |scenario: &Scenario| match self.names.is_empty() {
+            true => can_run(scenario),
+            false => self.names.contains(scenario),
+        };
+        Scenario::value_variants().iter().copied().filter(wanted).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,6 +92,12 @@ enum Scenario {
     PostgresReads,
     /// PostgreSQL: appends, pages and lists in a small and in a large database
     PostgresSize,
+}
+
+impl Scenario {
+    fn needs_postgres(self) -> bool {
+        matches!(self, Self::Postgres | Self::PostgresReads | Self::PostgresSize)
+    }
 }
 
 /// How long and how often.
@@ -207,6 +228,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         Some(path) => path.canonicalize().with_context(|| format!("no binary at {}", path.display()))?,
         None => build(profile)?,
     };
+    let scenarios = args.scenarios();
+    if scenarios.iter().any(|scenario| scenario.needs_postgres()) {
+        // Now, for it can fail, and a long run must not at its end.
+        fetch::programs(Version::V18)?;
+    }
     let started = Instant::now();
     let workspace = Workspace::create(profile.parent().unwrap_or(profile))?;
     let plan = Plan::new(args.quick);
@@ -217,10 +243,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let report = Report::new(machine, method(&plan, &binary));
     let mut bench = Bench { binary, plan, report, seeded, echo, workspace };
     eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
-    for scenario in Scenario::value_variants() {
-        if args.names.is_empty() || args.names.contains(scenario) {
-            bench.run(*scenario)?;
-        }
+    for scenario in scenarios {
+        bench.run(scenario)?;
     }
     bench.report.fact("the whole run", started.elapsed().as_secs_f64(), "s");
     println!("{}", bench.report.table());
@@ -258,14 +282,16 @@ fn method(plan: &Plan, binary: &Path) -> Vec<String> {
         turns("rows beside pgbench", &plan.turns_with_pgbench),
         "throughput and CPU are medians of the runs, percentiles are over all their requests;".to_owned(),
         "the generator (one thread, HTTP/1.1 keep-alive over loopback) and the server share the machine;".to_owned(),
-        "CPU is user + system time of the server process a request, DB CPU of all processes of PostgreSQL,".to_owned(),
-        "gen CPU of the generator, each of µs a request; others is how many cores were busy with anything else: rows with".to_owned(),
-        "much of it say little; durable commits, request log on; server and pgbench use the same unix socket of PostgreSQL,".to_owned(),
-        "where pgbench runs on two threads with one connection a client, and the server with its pool.".to_owned(),
+        "CPU is user + system time of the server process a request, in µs, DB CPU that of all processes of".to_owned(),
+        "PostgreSQL, gen CPU that of the generator; others is how many cores did anything else meanwhile:".to_owned(),
+        "rows where that is much say little; durable commits, request log on; the server (its pool) and".to_owned(),
+        "pgbench (two threads, a connection a client, prepared) use the same unix socket of PostgreSQL.".to_owned(),
     ]
 }
 
 fn turns(what: &str, turns: &Turns) -> String {
     let Turns { repeats, warmup, measure } = turns;
-    format!("{what}: {repeats} runs of {measure:?} after {warmup:?} of warm-up, taking turns with what they are compared with;")
+    format!(
+        "{what}: {repeats} runs of {measure:?} after {warmup:?} of warm-up, in turns with what it is compared with;"
+    )
 }

@@ -67,17 +67,20 @@ macro_rules! append_batch {
 /// For appends that bring no ids to check.
 pub(crate) const APPEND_BATCH: &str = append_batch!("");
 /// A group with a taken external id or an absent parent is left out whole: each of its appends
-/// then runs alone and gets its own answer.
+/// then runs alone and gets its own answer. To a planner that takes sessions for short, their key
+/// looks as good as the index that is meant: the external ids ask for its order, and the parents
+/// compare their session by no equality.
 const APPEND_BATCH_CHECKED: &str = append_batch!(
     " and not exists (
                 select 1 from unnest($23::int[], $24::text[]) as x(group_no, external_id)
-                join lateral (select 1 from messages m where m.bucket = w.bucket and m.session_id = w.session_id
-                    and m.external_id = x.external_id and m.deleted_at is null) t on true
-                where x.group_no = w.group_no
+                where x.group_no = w.group_no and exists (select 1 from messages m where m.bucket = w.bucket
+                    and m.session_id = w.session_id and m.external_id >= x.external_id
+                    and m.external_id <= x.external_id and m.deleted_at is null order by m.external_id offset 0)
             ) and not exists (
                 select 1 from unnest($25::int[], $26::uuid[]) as x(group_no, parent_id)
                 where x.group_no = w.group_no and not exists (select 1 from messages m where m.bucket = w.bucket
-                    and m.message_id = x.parent_id and m.session_id = w.session_id and m.deleted_at is null)
+                    and m.message_id = x.parent_id and m.session_id is not distinct from w.session_id
+                    and m.deleted_at is null offset 0)
             )"
 );
 const UPDATE_SESSION_APPENDED: &str = concat!(
@@ -92,11 +95,13 @@ const UPDATE_SESSION_APPENDED: &str = concat!(
     " and ($4::text is null or s.user_id = $4)
     returning s.last_seq - $5"
 );
+/// The session is no equality, for its messages are to be found by their own ids.
 const SELECT_PARENTS: &str = "select m.message_id from messages m
-    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id = $2 and m.deleted_at is null";
+    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id is not distinct from $2
+        and m.deleted_at is null";
 const LOCK_SESSION: &str = "select 1 from sessions where bucket = $1 and session_id = $2 for no key update";
 const SELECT_STORED: &str = "select min(m.seq) from messages m
-    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id = $2";
+    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id is not distinct from $2";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] =
@@ -328,10 +333,17 @@ pub(crate) async fn append_alone(
     }
     let row = db.query_opt(UPDATE_SESSION_APPENDED, params).await?.ok_or(StoreError::NotFound)?;
     let last_seq: i64 = row.try_get(0)?;
-    require_parents(db, append).await?;
     let messages = append.clone().into_stored(last_seq);
-    insert_messages(db, form, session_id, &messages).await?;
-    Ok(messages)
+    let orphan = find_orphan(db, append).await?;
+    // Of several faults the first is told: what stands before may have a taken id.
+    insert_messages(db, form, session_id, &messages[..orphan.unwrap_or(messages.len())]).await?;
+    match orphan {
+        None => Ok(messages),
+        Some(n) => {
+            let detail = "is no message of this session".to_owned();
+            Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail }.into())
+        }
+    }
 }
 
 /// The first place that a lost attempt has taken, if it was stored. Waits until it has ended.
@@ -343,20 +355,15 @@ async fn find_stored(db: &Db, append: &Append) -> Result<Option<i64>, Failure> {
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
-async fn require_parents(db: &Db, append: &Append) -> Result<(), Failure> {
+/// The first message whose parent does not stand in the session.
+async fn find_orphan(db: &Db, append: &Append) -> Result<Option<usize>, Failure> {
     let wanted = append.foreign_parents();
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let ids: Vec<Uuid> = wanted.iter().map(|(_, parent_id)| parent_id.uuid()).collect();
     let params = params![bucket_value(append.session_id.bucket()), append.session_id.uuid(), ids];
     let rows = db.query(SELECT_PARENTS, params).await?;
     let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<Uuid>, _>>()?;
-    match wanted.into_iter().find(|(_, parent_id)| !found.contains(&parent_id.uuid())) {
-        None => Ok(()),
-        Some((n, _)) => {
-            let detail = "is no message of this session".to_owned();
-            Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail }.into())
-        }
-    }
+    Ok(wanted.into_iter().find(|(_, parent_id)| !found.contains(&parent_id.uuid())).map(|(n, _)| n))
 }

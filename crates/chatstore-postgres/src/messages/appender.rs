@@ -3,7 +3,8 @@
 //! A lane takes a batch, writes it and answers; it ends when nothing is left to take, so an idle
 //! store has none, and the first append waits for nobody. A session is in one lane at a time, so
 //! lanes never wait for each other. A batch that fails is taken apart: each of its appends runs
-//! alone, and one whose commit was not answered is first looked for by its messages' ids.
+//! alone, and one whose commit was not answered is first looked for by its messages' ids. No lane
+//! waits for these: one session whose row is locked elsewhere holds up no other.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::SessionId;
 use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError, StoreStats};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::append::{Append, Group, append_alone, append_batch};
@@ -28,8 +29,13 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Batches in flight: while one commits, the next is made.
 const LANES: usize = 2;
+/// The part of the connections, one in so many, that appends may use that run alone.
+const ALONE_PART: usize = 2;
 
 type Answer = Result<Vec<Message>, StoreError>;
+
+/// What a batch did not store, by session, and whether it may have been stored all the same.
+type Left = (Vec<Vec<Job>>, bool);
 
 /// An append and its caller.
 struct Job {
@@ -43,7 +49,7 @@ struct Job {
 struct Queue {
     jobs: VecDeque<Job>,
     bytes: usize,
-    /// Sessions that a lane has.
+    /// Sessions that are being written to.
     taken: HashSet<SessionId>,
     lanes: usize,
     is_closed: bool,
@@ -57,6 +63,7 @@ pub(crate) struct Appender {
     queue_max: usize,
     lanes_max: usize,
     queue: Mutex<Queue>,
+    alone: Semaphore,
     idle: Notify,
     commits: AtomicU64,
     appends: AtomicU64,
@@ -64,9 +71,10 @@ pub(crate) struct Appender {
 
 impl Appender {
     pub(crate) fn new(pool: Arc<Pool>, options: &PostgresOptions) -> Self {
+        let alone_max = (options.connections_max / ALONE_PART).max(1);
         let (batch_max, lanes_max) = match options.append_form {
             AppendForm::Batched => (options.append_batch_max.max(1), LANES),
-            AppendForm::PerSession => (1, (options.connections_max / 2).max(LANES)),
+            AppendForm::PerSession => (1, alone_max),
         };
         Self {
             pool,
@@ -75,6 +83,7 @@ impl Appender {
             queue_max: options.append_queue_max.max(1),
             lanes_max,
             queue: Mutex::default(),
+            alone: Semaphore::new(alone_max),
             idle: Notify::new(),
             commits: AtomicU64::new(0),
             appends: AtomicU64::new(0),
@@ -129,12 +138,14 @@ impl Appender {
     async fn run_lane(self: Arc<Self>, first: Batch) {
         let mut next = Some(first);
         while let Some(batch) = next {
-            // A task of its own: should it panic, its callers hear of it and the lane goes on.
-            let sessions = batch.sessions();
-            let (appender, run) = (self.clone(), batch);
-            let ran = tokio::spawn(async move { appender.run_batch(run).await }).await;
-            if ran.is_err() {
-                tracing::error!("a batch of appends panicked");
+            let mut sessions = batch.sessions();
+            let appender = self.clone();
+            let ran = survive(async move { appender.run_batch(batch).await }).await;
+            if let Some((groups, uncertain)) = ran {
+                for group in groups {
+                    sessions.remove(&group[0].append.session_id);
+                    tokio::spawn(self.clone().run_alone(group, uncertain));
+                }
             }
             let mut queue = self.queue();
             for session_id in sessions {
@@ -178,36 +189,46 @@ impl Appender {
         (batch.count > 0).then_some(batch)
     }
 
-    async fn run_batch(&self, batch: Batch) {
-        let mut groups: Vec<_> = batch.groups.into_values().collect();
-        groups.sort_by_key(|group| group[0].append.session_id);
-        let rest = match self.form {
-            AppendForm::Batched => self.store(groups).await,
-            AppendForm::PerSession => Ok((groups.into_iter().flatten().collect(), false)),
-        };
-        let (jobs, uncertain) = match rest {
-            Ok(rest) => rest,
-            Err((jobs, error)) => {
-                for job in jobs {
-                    let _ = job.reply.send(Err(error.clone()));
-                }
-                return;
-            }
-        };
-        for job in jobs {
-            let answer = self.store_alone(&job, uncertain).await;
-            let _ = job.reply.send(answer);
-        }
+    /// Writes to one session what a batch did not.
+    async fn run_alone(self: Arc<Self>, group: Vec<Job>, uncertain: bool) {
+        let session_id = group[0].append.session_id;
+        let appender = self.clone();
+        survive(async move {
+            let _permit = appender.alone.acquire().await;
+            appender.store_each(group, uncertain).await;
+        })
+        .await;
+        let mut queue = self.queue();
+        queue.taken.remove(&session_id);
+        self.start_lane(&mut queue);
+        self.idle.notify_waiters();
     }
 
-    /// Writes the groups in one statement and answers those that it stored. Gives back the jobs
-    /// that must run alone, with whether they may have been stored all the same; or those that
-    /// cannot run now.
-    async fn store(&self, groups: Vec<Vec<Job>>) -> Result<(Vec<Job>, bool), (Vec<Job>, StoreError)> {
+    /// Writes a batch and answers it, but for what has to run alone.
+    async fn run_batch(&self, batch: Batch) -> Left {
+        let mut groups: Vec<_> = batch.groups.into_values().collect();
+        if self.form == AppendForm::PerSession {
+            for group in groups {
+                self.store_each(group, false).await;
+            }
+            return (Vec::new(), false);
+        }
+        groups.sort_by_key(|group| group[0].append.session_id);
+        self.store(groups).await.unwrap_or_else(|(groups, error)| {
+            for job in groups.into_iter().flatten() {
+                let _ = job.reply.send(Err(error.clone()));
+            }
+            (Vec::new(), false)
+        })
+    }
+
+    /// Writes the groups in one statement and answers those that it stored. Gives back those that
+    /// must run alone, or those that cannot run now.
+    async fn store(&self, groups: Vec<Vec<Job>>) -> Result<Left, (Vec<Vec<Job>>, StoreError)> {
         let deadline = self.pool.deadline();
         let mut lease = match self.pool.lease(deadline).await {
             Ok(lease) => lease,
-            Err(error) => return Err((groups.into_iter().flatten().collect(), error)),
+            Err(error) => return Err((groups, error)),
         };
         let lists: Vec<Group<'_>> = groups.iter().map(|group| group.iter().map(|job| &job.append).collect()).collect();
         let db = lease.db();
@@ -220,10 +241,10 @@ impl Appender {
             }
             Ok(Err(Failure::Postgres(error))) if !is_lost(&error) => {
                 lease.rest();
-                return Ok((groups.into_iter().flatten().collect(), false));
+                return Ok((groups, false));
             }
-            Ok(Err(_)) => return Ok((groups.into_iter().flatten().collect(), true)),
-            Err(_) => return Err((groups.into_iter().flatten().collect(), too_slow())),
+            Ok(Err(_)) => return Ok((groups, true)),
+            Err(_) => return Err((groups, too_slow())),
         };
         drop(lease);
         let mut alone = Vec::new();
@@ -231,11 +252,19 @@ impl Appender {
         for (group, last_seq) in groups.into_iter().zip(stored) {
             match last_seq {
                 Some(last_seq) => count += answer_group(group, last_seq),
-                None => alone.extend(group),
+                None => alone.push(group),
             }
         }
         self.count(count);
         Ok((alone, false))
+    }
+
+    /// Writes appends one after the other, and answers each.
+    async fn store_each(&self, jobs: Vec<Job>, uncertain: bool) {
+        for job in jobs {
+            let answer = self.store_alone(&job, uncertain).await;
+            let _ = job.reply.send(answer);
+        }
     }
 
     /// Writes one append in a transaction, again while that is safe and there is time: what was
@@ -277,7 +306,11 @@ impl Appender {
         self.queue().is_closed = true;
         loop {
             let idle = self.idle.notified();
-            if self.queue().lanes == 0 {
+            let at_rest = {
+                let queue = self.queue();
+                queue.lanes == 0 && queue.taken.is_empty()
+            };
+            if at_rest {
                 return;
             }
             idle.await;
@@ -287,6 +320,12 @@ impl Appender {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Runs `work` in a task of its own: should it panic, its callers hear of it and ours goes on.
+async fn survive<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    let ran = tokio::spawn(work).await;
+    ran.inspect_err(|_| tracing::error!("an append panicked")).ok()
 }
 
 /// Answers the appends of one session; tells how many there were.
@@ -321,7 +360,7 @@ impl Batch {
         self.groups.entry(job.append.session_id).or_default().push(job);
     }
 
-    fn sessions(&self) -> Vec<SessionId> {
+    fn sessions(&self) -> HashSet<SessionId> {
         self.groups.keys().copied().collect()
     }
 }

@@ -133,9 +133,11 @@ impl Node<'_> {
 
     /// Whether it walks an index under a condition on this column.
     pub(super) fn walks_by(&self, column: &str) -> bool {
-        let condition = self.text("Index Cond");
         // The condition of a bitmap stands in the step below as well.
-        [condition, self.text("Recheck Cond")].iter().any(|text| text.contains(&format!("{column} =")))
+        ["Index Cond", "Recheck Cond"].iter().any(|field| {
+            let mut words = self.text(field).split(|c: char| !c.is_alphanumeric() && c != '_');
+            words.any(|word| word == column)
+        })
     }
 
     /// Whether it reads rows of a table.

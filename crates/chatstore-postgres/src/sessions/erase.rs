@@ -21,7 +21,7 @@ const CLAIM_ERASURE: &str = "select e.bucket, e.session_id, e.erased_seq, s.dele
 const SELECT_ERASABLE: &str = "select seq, octet_length(content)::bigint + coalesce(octet_length(payload), 0)
         + octet_length(metadata) + coalesce(octet_length(context), 0)
     from messages where bucket = $1 and session_id = $2 and seq > $3 order by seq limit $4";
-const ERASE_MESSAGES: &str = "update messages
+pub(crate) const ERASE_MESSAGES: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, deleted_at = $5
     where bucket = $1 and session_id = $2 and seq > $3 and seq <= $4 and deleted_at is null";
 const UPDATE_ERASURE: &str = "update session_erasures set erased_seq = $3 where bucket = $1 and session_id = $2";

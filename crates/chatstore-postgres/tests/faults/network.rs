@@ -9,7 +9,7 @@ use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore};
 
 use crate::ledger::Ledger;
 use crate::proxy::{Fate, Proxy};
-use crate::{RECOVERY_LIMIT, SLACK, assert_passing, cluster, eventually, open, read_session, rounds, within};
+use crate::{RECOVERY_LIMIT, SLACK, assert_passing, cluster, eventually, new_session, open, read_session, rounds, within};
 
 const WRITERS: usize = 16;
 const SESSIONS: usize = 6;
@@ -20,7 +20,7 @@ struct Place {
     direct: Arc<PostgresStore>,
     proxy: Proxy,
     _database: TestDatabase,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl Place {
@@ -30,7 +30,7 @@ impl Place {
         let proxy = Proxy::start(cluster.port()).await;
         let store = open(&proxy.url(&database.url()), change).await;
         let direct = open(&database.url(), |_| {}).await;
-        Self { store, direct, proxy, _database: database, _cluster: cluster }
+        Self { store, direct, proxy, _database: database, cluster }
     }
 }
 
@@ -129,4 +129,22 @@ async fn half_open_connections_are_noticed_in_time_and_leave_the_pool() {
     assert!(took < RECOVERY_LIMIT);
     writers.finish().await;
     ledger.check(&place.direct).await;
+}
+
+/// Red if connections are opened without keepalive: an idle one whose server is gone would be
+/// believed in for hours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_kept_alive() {
+    let place = Place::new(|_| {}).await;
+    new_session(&place.direct).await;
+    let port = format!(":{:04X}", place.cluster.port());
+    // The line of a connection of ours: it ends at the server's port, and its timer (2: keepalive) runs.
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let timers: Vec<_> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[2].ends_with(&port) && fields[3] == "01")
+        .map(|fields| fields[5].split(':').next().unwrap().to_owned())
+        .collect();
+    assert!(timers.iter().any(|timer| timer == "02"), "{timers:?}");
 }

@@ -9,6 +9,7 @@ mod schema;
 
 mod auth;
 mod bytes;
+mod differential;
 mod errors;
 mod faults;
 mod fuzz;

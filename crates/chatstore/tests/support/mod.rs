@@ -2,6 +2,8 @@
 #![expect(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+pub(crate) mod journal;
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -379,6 +381,14 @@ impl Answer {
     pub(crate) fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
         self.json()
+    }
+
+    /// Checks that it is a 503 that says when to come again.
+    #[track_caller]
+    pub(crate) fn expect_retry(&self) {
+        let code = self.expect(503)["code"].clone();
+        assert!(["store_unavailable", "overloaded"].iter().any(|known| code == *known), "{code}");
+        assert!(self.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()), "{code}");
     }
 
     /// Checks that it is a problem of this kind.

@@ -1,6 +1,6 @@
 //! Appends of one message, beside pgbench appending the same with one statement and one commit each.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::{
     Database, DatabaseServer, Pgbench,
@@ -65,6 +65,8 @@ pub(in crate::bench) fn append(bench: &mut Bench) -> Result<()> {
         let (measured, counters) = append_at(bench, &server, &database, connections)?;
         report_append(&mut bench.report, connections, &measured, counters)?;
     }
+    let places = "select sum(last_seq) = (select count(*) from messages) from sessions";
+    ensure!(database.run(places)? == "t", "the messages are not as many as the sessions say");
     let hot = "select 100.0 * n_tup_hot_upd / n_tup_upd from pg_stat_user_tables where relname = 'sessions'";
     bench.report.fact("PostgreSQL: updates of sessions that were heap-only", database.run(hot)?.parse()?, "%");
     Ok(())

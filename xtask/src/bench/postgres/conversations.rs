@@ -65,7 +65,7 @@ impl Conversations {
 
     /// The ids of `count` sessions, each chosen by itself.
     pub(super) fn random_ids(self, count: usize) -> impl Iterator<Item = String> {
-        (0..count).map(move |draw| id(scattered(draw) as usize % self.sessions))
+        random_numbers(self.sessions, count).map(id)
     }
 
     /// When all of a session was written.
@@ -154,6 +154,11 @@ fn message_id(number: usize, seq: usize, begun_ms: u64) -> String {
         random >> 12 & 0xfff,
         random >> 24 & 0xffff_ffff,
     )
+}
+
+/// Numbers below `end`, each chosen by itself.
+pub(super) fn random_numbers(end: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |draw| (scattered(draw) % end as u64) as usize)
 }
 
 /// Numbers that look random, the same in every run.

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::{
     DatabaseServer,
-    conversations::{Conversations, id},
+    conversations::{Conversations, id, random_numbers},
     reads::{list_path, recent_path},
     start_chatstore,
 };
@@ -39,9 +39,10 @@ impl Filled {
         block_on(sent).map(drop)
     }
 
-    /// Requests for sessions that are drawn from all.
-    fn random(&self, request: impl Fn(&str) -> Vec<u8>) -> Vec<Vec<u8>> {
-        self.conversations.random_ids(DRAWS).map(|id| request(&id)).collect()
+    /// Requests for sessions that are drawn from `active` ones, which stand all over the store.
+    fn draw(&self, active: usize, request: impl Fn(&str) -> Vec<u8>) -> Vec<Vec<u8>> {
+        let apart = self.conversations.sessions / active;
+        random_numbers(active, DRAWS).map(|number| request(&id(number * apart))).collect()
     }
 }
 
@@ -62,14 +63,19 @@ pub(in crate::bench) fn size(bench: &mut Bench) -> Result<()> {
     for store in stores {
         store.each(page)?;
     }
-    compare(bench, &server, stores, "page of 50", |store| store.random(page))?;
-    compare(bench, &server, stores, "50 of a user's 1,000 sessions", listed(list_path))?;
-    compare(bench, &server, stores, "50 of all sessions, last updated", listed(recent_path))?;
+    let all = |store: &Filled| store.conversations.sessions;
+    judge(bench, &server, stores, "page of 50", |store| store.draw(all(store), page))?;
+    judge(bench, &server, stores, "a user's 50 sessions", listed(list_path))?;
+    judge(bench, &server, stores, "50 sessions by update", listed(recent_path))?;
     // The first write of a page after a checkpoint, and the first of a session in an hour, cost more than the next.
     for store in stores {
         store.each(append)?;
     }
-    compare(bench, &server, stores, "append one message", |store| store.random(append))?;
+    // As many active ones in both: how many there are at once is not the size of the store.
+    judge(bench, &server, stores, "append to 100 sessions", |store| store.draw(SMALL_SESSIONS, append))?;
+    let kind = "append to any session";
+    let (cpu, _) = compare(bench, &server, stores, kind, |store| store.draw(all(store), append))?;
+    bench.report.fact(of_both("CPU", kind, stores), cpu, "×");
     small.chatstore.stop()?;
     large.chatstore.stop()?;
     Ok(())
@@ -87,29 +93,41 @@ fn fill(bench: &Bench, server: &DatabaseServer, name: &str, conversations: Conve
     Ok(Filled { chatstore, conversations, shown })
 }
 
-/// Measures one kind of request in both, in turns.
-fn compare(
+/// Holds one kind of request to the aim that it costs the same in both.
+fn judge(
     bench: &mut Bench,
     server: &DatabaseServer,
-    [small, large]: [&Filled; 2],
+    stores: [&Filled; 2],
     kind: &str,
     requests: impl Fn(&Filled) -> Vec<Vec<u8>>,
 ) -> Result<()> {
-    let target = |store: &'_ Filled| {
-        let name = format!("PostgreSQL: {kind}, {} stored", store.shown);
-        (name, requests(store))
-    };
-    let ((near, near_requests), (far, far_requests)) = (target(small), target(large));
-    let targets = [
-        Target::with_database(near, &small.chatstore, server, near_requests),
-        Target::with_database(far, &large.chatstore, server, far_requests),
-    ];
+    let (cpu, p50) = compare(bench, server, stores, kind, requests)?;
+    bench.report.at_most(of_both("CPU", kind, stores), 1.2, " ×", cpu);
+    bench.report.at_most(of_both("p50", kind, stores), 1.2, " ×", p50);
+    Ok(())
+}
+
+fn of_both(figure: &str, kind: &str, [small, large]: [&Filled; 2]) -> String {
+    format!("PostgreSQL: {figure} of {kind}, {} messages / {}", large.shown, small.shown)
+}
+
+/// Measures one kind of request in both, in turns; gives CPU, that of PostgreSQL included, and p50 of the large one as
+/// multiples of those of the small one.
+fn compare(
+    bench: &mut Bench,
+    server: &DatabaseServer,
+    stores: [&Filled; 2],
+    kind: &str,
+    requests: impl Fn(&Filled) -> Vec<Vec<u8>>,
+) -> Result<(f64, f64)> {
+    let targets = stores.map(|store| {
+        let name = format!("PostgreSQL: {kind}, {}", store.shown);
+        Target::with_database(name, &store.chatstore, server, requests(store))
+    });
     let measured = bench.take_turns(CONNECTIONS, &targets)?;
     let [near, far] = &measured[..] else { bail!("two targets, two measurements") };
-    let both = |name: &str| format!("PostgreSQL: {name} of {kind}, {} messages / {}", large.shown, small.shown);
     let cpu = (far.cpu_us + far.database_cpu_us) / (near.cpu_us + near.database_cpu_us);
-    bench.report.at_most(both("CPU"), 1.2, " ×", cpu);
-    bench.report.at_most(both("p50"), 1.2, " ×", far.p50_ms / near.p50_ms);
+    let p50 = far.p50_ms / near.p50_ms;
     bench.report.measurements(&measured);
-    Ok(())
+    Ok((cpu, p50))
 }
