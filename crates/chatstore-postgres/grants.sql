@@ -1,7 +1,7 @@
 -- What the server's role needs, and no more: it reads and writes rows, and leaves the schema alone.
--- The owner of the tables runs it after every migration:
+-- The owner of the tables runs it after every migration, under a service file that holds the password:
 --
---     psql --set role=chatstore --file grants.sql "$MIGRATE_DATABASE_URL"
+--     psql service=chatstore_owner --set ON_ERROR_STOP=1 --set role=chatstore --file grants.sql
 
 grant usage on schema public to :"role";
 grant select on schema_migrations, installation to :"role";

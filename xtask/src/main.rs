@@ -2,6 +2,7 @@
 
 mod bench;
 mod postgres;
+mod soak;
 mod test;
 
 use anyhow::Result;
@@ -24,6 +25,8 @@ enum Command {
     Postgres(postgres::PostgresArgs),
     /// Measure the release binary against a bare echo, a plain SQLite loop and pgbench on this machine
     Bench(bench::BenchArgs),
+    /// Run the tests of faults with many more rounds: the server and its database killed, answers swallowed
+    Soak(soak::SoakArgs),
     /// The bare echo server that `bench` compares with
     #[command(hide = true)]
     BenchEcho(bench::echo::EchoArgs),
@@ -35,6 +38,7 @@ fn main() -> Result<()> {
         Command::Ci(args) => test::ci(&args),
         Command::Postgres(args) => postgres::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::BenchEcho(args) => bench::echo::serve(&args),
     }
 }

@@ -40,6 +40,10 @@ pub(crate) fn run(args: &PostgresArgs) -> Result<()> {
     }
 }
 
+fn named(variable: &str) -> Option<std::ffi::OsString> {
+    env::var_os(variable).filter(|value| !value.is_empty())
+}
+
 /// A server for suites of tests; dropping it ends it if it was started here.
 pub(crate) struct Server {
     programs: PathBuf,
@@ -53,10 +57,15 @@ impl Server {
         Ok(Self { programs, cluster: Some(cluster) })
     }
 
+    /// Whether a server is named: nothing is fetched then but the programs of tests that end one, unless they are
+    /// named too.
+    pub(crate) fn is_named() -> bool {
+        named("TEST_POSTGRES_URL").is_some()
+    }
+
     /// The server that `TEST_POSTGRES_URL` names, if it is set, else the newest.
     pub(crate) fn named_or_newest() -> Result<Self> {
-        let named = |variable| env::var_os(variable).filter(|value| !value.is_empty());
-        if named("TEST_POSTGRES_URL").is_none() {
+        if !Self::is_named() {
             return Self::start(Version::V18);
         }
         let programs = named("TEST_POSTGRES_PROGRAMS").map(PathBuf::from);

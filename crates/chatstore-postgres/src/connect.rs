@@ -73,11 +73,6 @@ impl Target {
         Ok(Self { tls: options.tls.connector()?, shown: shown(&config), config })
     }
 
-    /// The settings of a connection.
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
-    }
-
     /// What secures a connection.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.tls.clone()
@@ -88,17 +83,23 @@ impl Target {
         &self.shown
     }
 
+    /// The settings of a connection that is to be open within `timeout`: a host that is silent
+    /// leaves time for the next one.
+    pub(crate) fn config_within(&self, timeout: Duration) -> Config {
+        let mut config = self.config.clone();
+        if config.get_connect_timeout().is_none() {
+            let addresses = config.get_hosts().len().max(config.get_hostaddrs().len()) + 1;
+            config.connect_timeout(timeout / u32::try_from(addresses).unwrap_or(u32::MAX));
+        }
+        config
+    }
+
     /// Opens one connection, driven by a task of its own until the client is dropped.
     ///
     /// # Errors
     /// A sentence for the operator, within `timeout`.
     pub(crate) async fn connect(&self, timeout: Duration) -> Result<Client, OpenError> {
-        let mut config = self.config.clone();
-        if config.get_connect_timeout().is_none() {
-            // A host that is silent leaves time for the next one.
-            let addresses = config.get_hosts().len().max(config.get_hostaddrs().len()) + 1;
-            config.connect_timeout(timeout / u32::try_from(addresses).unwrap_or(u32::MAX));
-        }
+        let config = self.config_within(timeout);
         let opened = tokio::time::timeout(timeout, config.connect(self.tls())).await;
         let (client, connection) = opened
             .map_err(|_| OpenError::new(not_in_time(&self.shown)).passing())?
@@ -210,7 +211,7 @@ mod tests {
     fn parts_are_decoded() {
         let target =
             Target::parse("postgres://m%40e:s%2Fe%3Acr%25et@db.example/ch%20at?application_name=a%26b").unwrap();
-        let config = target.config();
+        let config = target.config_within(Duration::from_secs(1));
         assert_eq!(config.get_user(), Some("m@e"));
         assert_eq!(config.get_password(), Some(&b"s/e:cr%et"[..]));
         assert_eq!(config.get_dbname(), Some("ch at"));
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn a_dead_server_is_noticed_unless_the_url_says_otherwise() {
         let target = Target::parse("postgres://me@db.example/chat").unwrap();
-        let config = target.config();
+        let config = target.config_within(Duration::from_secs(1));
         assert_eq!(config.get_application_name(), Some("chatstore"));
         assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(10)));
         assert_eq!(config.get_keepalives_idle(), Duration::from_secs(30));
@@ -229,7 +230,7 @@ mod tests {
         let own = "postgres://me@db.example/chat?application_name=mine&keepalives_idle=5&keepalives_count=7&\
                    tcp_user_timeout=1500";
         let target = Target::parse(own).unwrap();
-        let config = target.config();
+        let config = target.config_within(Duration::from_secs(1));
         assert_eq!(config.get_application_name(), Some("mine"));
         assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_millis(1_500)));
         assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5));
@@ -238,7 +239,7 @@ mod tests {
 
     #[test]
     fn tls_is_asked_for_as_the_mode_says_and_never_on_a_socket() {
-        let mode = |url: &str| Target::parse(url).expect(url).config().get_ssl_mode();
+        let mode = |url: &str| Target::parse(url).expect(url).config_within(Duration::from_secs(1)).get_ssl_mode();
         assert_eq!(mode("postgres://me@db.example/chat"), SslMode::Prefer);
         assert_eq!(mode("postgres://me@db.example/chat?sslmode=allow"), SslMode::Prefer);
         assert_eq!(mode("postgres://me@db.example/chat?sslmode=disable"), SslMode::Disable);

@@ -153,19 +153,21 @@ pub fn shown(url: &str) -> String {
 
 /// The secret made with the schema.
 const SELECT_CURSOR_SECRET: &str = "select cursor_secret from installation";
-/// A standby answers, but takes no writes.
-const SELECT_IS_STANDBY: &str = "select pg_is_in_recovery()";
+/// A standby answers, but takes no writes; nor does a database that was made read-only.
+const SELECT_IS_READ_ONLY: &str = "select pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
 
 #[cfg(test)]
-const STATEMENTS: &[&str] = &[SELECT_CURSOR_SECRET, SELECT_IS_STANDBY];
+const STATEMENTS: &[&str] = &[SELECT_CURSOR_SECRET, SELECT_IS_READ_ONLY];
 
 #[async_trait]
 impl Store for PostgresStore {
     async fn check(&self) -> Result<(), StoreError> {
-        let row = self.pool.read((), async |db, _| Ok(db.query_opt(SELECT_IS_STANDBY, &[]).await?)).await?;
+        let row = self.pool.read((), async |db, _| Ok(db.query_opt(SELECT_IS_READ_ONLY, &[]).await?)).await?;
         match row.map(|row| row.try_get(0)) {
             Some(Ok(false)) => Ok(()),
-            _ => Err(StoreError::Unavailable { reason: "the database is a standby and takes no writes".to_owned() }),
+            _ => Err(StoreError::Unavailable {
+                reason: "the database takes no writes: it is a standby, or read-only".to_owned(),
+            }),
         }
     }
 

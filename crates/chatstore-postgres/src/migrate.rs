@@ -157,7 +157,12 @@ impl State {
     /// Looks, and refuses a database with tables that are not ours: nothing is ever written into
     /// it.
     async fn read(client: &Client, shown: &str) -> Result<Self, OpenError> {
-        let (schema, ready, taken) = select_state(client).await.map_err(open_error_at(shown))?;
+        let (mut schema, mut ready, mut taken) = select_state(client).await.map_err(open_error_at(shown))?;
+        if !ready && !taken.is_empty() {
+            // The names are looked up as of now and the columns as of a moment ago: another starter's
+            // tables may have come in between.
+            (schema, ready, taken) = select_state(client).await.map_err(open_error_at(shown))?;
+        }
         let Some(schema) = schema else {
             return Err(OpenError::new(format!(
                 "{shown} has no schema in this role's search_path that it may use; create one or grant usage of it"
@@ -254,7 +259,7 @@ async fn create_vector(transaction: &Transaction<'_>, server: &ServerReport, sho
     match transaction.batch_execute(CREATE_VECTOR).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             Err(Failure::Refusal(OpenError::new(format!(
-                "{shown} lacks pgvector, which this role may not create; let a superuser or the database's owner run \
+                "{shown} lacks pgvector, which this role may not create; let a superuser run \
                  `create extension vector;` once in this database"
             ))))
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chatstore_core::store::StoreError;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, PoolError, RecyclingMethod};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
@@ -26,7 +27,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Times an operation is tried.
 const ATTEMPTS: u32 = 6;
 
-const BEGIN: &str = "begin";
+/// In so many words, for a pooler may bring other defaults.
+const BEGIN: &str = "begin isolation level read committed";
 const COMMIT: &str = "commit";
 const ROLLBACK: &str = "rollback";
 
@@ -71,13 +73,14 @@ pub(crate) struct Pool {
     prepared: bool,
     acquire_timeout: Duration,
     statement_timeout: Duration,
+    /// Half of the connections: writes that wait for a row leave the others to reads.
+    writes: Semaphore,
     closed: AtomicBool,
 }
 
 impl Pool {
     pub(crate) fn new(target: &Target, options: &PostgresOptions) -> Result<Self, OpenError> {
-        let mut config = target.config().clone();
-        config.connect_timeout(options.acquire_timeout);
+        let config = target.config_within(options.acquire_timeout);
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(config, target.tls(), recycling);
         let mut builder = deadpool_postgres::Pool::builder(manager).max_size(options.connections_max.max(2));
@@ -95,6 +98,7 @@ impl Pool {
             prepared: options.prepared_statements,
             acquire_timeout: options.acquire_timeout,
             statement_timeout: options.statement_timeout,
+            writes: Semaphore::new((options.connections_max / 2).max(1)),
             closed: AtomicBool::new(false),
         })
     }
@@ -112,6 +116,13 @@ impl Pool {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Leave to hold a row: as many transactions as may.
+    pub(crate) async fn write_permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, StoreError> {
+        let until = deadline.min(Instant::now() + self.acquire_timeout);
+        let permit = timeout_at(until, self.writes.acquire()).await.map_err(|_| StoreError::Busy)?;
+        permit.map_err(|_| closed())
     }
 
     /// A connection, within the time that waiting for one may take. While the server refuses them
@@ -166,9 +177,7 @@ impl Pool {
                 }
                 Err(failure) => failure,
             };
-            if settles(&failure) {
-                lease.rest();
-            }
+            lease.note(&failure);
             drop(lease);
             attempt.again(failure).await?;
         }
@@ -188,11 +197,12 @@ impl Pool {
             let deadline = pool.deadline();
             let mut attempt = Attempt::new(deadline);
             loop {
+                let permit = pool.write_permit(deadline).await?;
                 let mut lease = pool.lease(deadline).await?;
                 match transact(&mut lease, deadline, |db| run(db, input.clone())).await {
                     Ok(value) => return Ok(value),
                     Err(Undone::Surely(failure)) => {
-                        drop(lease);
+                        drop((lease, permit));
                         attempt.again(failure).await?;
                     }
                     Err(Undone::Perhaps(error)) => return Err(error),
@@ -237,8 +247,9 @@ where
             Err(_) => Err(Undone::Perhaps(unknown("no answer in time"))),
         },
         Err(failure) => {
-            if settles(&failure) && matches!(timeout_at(deadline, db.run(ROLLBACK)).await, Ok(Ok(()))) {
-                lease.rest();
+            lease.note(&failure);
+            if settles(&failure) && !matches!(timeout_at(deadline, db.run(ROLLBACK)).await, Ok(Ok(()))) {
+                lease.close();
             }
             Err(Undone::Surely(failure))
         }
@@ -246,26 +257,44 @@ where
 }
 
 /// The tries of one operation.
-struct Attempt {
+pub(crate) struct Attempt {
     deadline: Instant,
     left: u32,
     pause: Duration,
 }
 
 impl Attempt {
-    fn new(deadline: Instant) -> Self {
+    pub(crate) fn new(deadline: Instant) -> Self {
         Self { deadline, left: ATTEMPTS, pause: RETRY_PAUSE }
     }
 
     /// Waits a moment before the next try, or gives the failure's answer when there is none.
-    async fn again(&mut self, failure: Failure) -> Result<(), StoreError> {
+    pub(crate) async fn again(&mut self, failure: Failure) -> Result<(), StoreError> {
+        match failure.is_passing() {
+            true => self.pause(failure.into_store_error()).await,
+            false => Err(failure.into_store_error()),
+        }
+    }
+
+    /// Waits a moment before the next try, or gives `error` when there is none.
+    pub(crate) async fn pause(&mut self, error: StoreError) -> Result<(), StoreError> {
         self.left -= 1;
-        if !failure.is_passing() || self.left == 0 || Instant::now() + self.pause >= self.deadline {
-            return Err(failure.into_store_error());
+        if self.left == 0 || Instant::now() + self.pause >= self.deadline {
+            return Err(error);
         }
         sleep(self.pause).await;
         self.pause *= 2;
         Ok(())
+    }
+}
+
+impl Lease {
+    /// Notes what an answered failure says of the connection.
+    fn note(&mut self, failure: &Failure) {
+        match settles(failure) {
+            true => self.rest(),
+            false => self.close(),
+        }
     }
 }
 

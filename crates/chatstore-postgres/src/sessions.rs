@@ -7,7 +7,7 @@ pub(crate) mod metadata;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
-use chatstore_core::ids::{Bucket, SessionId};
+use chatstore_core::ids::SessionId;
 use chatstore_core::page::{Page, PageRequest, SessionPosition};
 use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
@@ -228,14 +228,15 @@ async fn insert_row(db: &Db, sql: &str, session: &Session) -> Result<bool, Failu
     Ok(true)
 }
 
-/// A session outside its owner's bucket would be missing from the owner's lists.
+/// A session outside its owner's bucket would be missing from the owner's lists, and one outside
+/// that of its external id would not keep another from taking it.
 fn require_home(session: &Session) -> Result<(), StoreError> {
-    let home = session.user_id.as_deref().map(|user_id| Bucket::of_user(session.project_id, user_id));
-    match home {
-        Some(home) if home != session.session_id.bucket() => {
-            Err(StoreError::internal("the id of a session is not in the bucket of its user"))
-        }
-        _ => Ok(()),
+    let own = session.session_id.bucket();
+    let (user_id, external_id) = (session.user_id.as_deref(), session.external_id.as_deref());
+    let home = Scope::project(session.project_id).bucket(user_id, external_id, own.bits().to_be_bytes());
+    match home == own {
+        true => Ok(()),
+        false => Err(StoreError::internal("the id of a session is not in the bucket of its owner")),
     }
 }
 

@@ -11,12 +11,17 @@ pub(crate) fn is_lost(error: &Error) -> bool {
     match error.as_db_error() {
         Some(answer) => {
             // A server that has become a standby stays one.
-            matches!(answer.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
-                || *answer.code() == SqlState::READ_ONLY_SQL_TRANSACTION
+            is_ended(error) || *answer.code() == SqlState::READ_ONLY_SQL_TRANSACTION
         }
         // What could not be converted is our matter; everything else is the line.
         None => error.is_closed() || io_source(error).is_some(),
     }
+}
+
+/// Whether the server ends the connection with this error.
+fn is_ended(error: &Error) -> bool {
+    let severity = error.as_db_error().and_then(|answer| answer.parsed_severity());
+    matches!(severity, Some(Severity::Fatal | Severity::Panic))
 }
 
 /// Whether the same may succeed in a moment, on another connection.
@@ -33,7 +38,9 @@ pub(crate) fn is_passing(error: &Error) -> bool {
         SqlState::READ_ONLY_SQL_TRANSACTION,
         SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
     ];
-    passing.contains(code) || code.code().starts_with("08")
+    // A connection that the server ends for its own reasons is followed by one that may do.
+    let ended = is_ended(error) && !["28", "3D", "42"].iter().any(|class| code.code().starts_with(class));
+    passing.contains(code) || code.code().starts_with("08") || ended
 }
 
 /// The contract's name for an error.
@@ -50,6 +57,11 @@ pub(crate) fn store_error(error: &Error) -> StoreError {
         return StoreError::Conflict { field };
     }
     let reason = || described(error);
+    // A name for a statement that the connection does not know, or knows already: a pooler hands out another each time.
+    if [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(answer.code()) {
+        let advice = "behind a pooler in transaction mode set POSTGRES_PREPARED_STATEMENTS=false";
+        return StoreError::Unavailable { reason: format!("{}; {advice}", reason()) };
+    }
     match answer.code().code() {
         "53100" => StoreError::Full,
         "40001" | "40P01" | "55P03" => StoreError::Busy,

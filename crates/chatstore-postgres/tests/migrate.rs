@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use chatstore_core::clock::Ctx;
 use chatstore_postgres::testing::TestDatabase;
@@ -54,6 +55,14 @@ async fn waits_of_migrators(database: &TestDatabase) -> Vec<String> {
 }
 
 /// The sentence with which migrating is refused, after a check of its form.
+/// Asks until it is so.
+async fn within(mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "it takes too long");
+    }
+}
+
 async fn refusal(url: &str) -> String {
     let sentence = migrate(url, &Ctx::system()).await.expect_err("migrating is refused").to_string();
     assert!(sentence.starts_with("postgres://") && sentence.lines().count() == 1, "{sentence}");
@@ -166,7 +175,7 @@ async fn a_migrator_that_goes_away_leaves_nothing_and_a_repeat_works() {
     other.batch_execute("rollback").await.unwrap();
     let there = "select count(*) from pg_stat_activity where datname = current_database() \
         and application_name = 'chatstore'";
-    while count(&database, there).await > 0 {}
+    within(async || count(&database, there).await == 0).await;
     assert_eq!(tables(&database).await, ["migration_lock", "schema_migrations"]);
     assert_eq!(count(&database, "select count(*) from schema_migrations").await, 0);
     assert_eq!(count(&database, "select count(*) from pg_extension where extname = 'vector'").await, 0);
@@ -203,9 +212,11 @@ async fn a_lock_that_is_held_for_a_while_is_waited_for_again() {
     let url = database.owner_url();
     let migrator = tokio::spawn(async move { migrate(&url, &Ctx::system()).await });
     let mut waits = BTreeSet::new();
-    while waits.len() < 2 {
+    within(async || {
         waits.extend(waits_of_migrators(&database).await);
-    }
+        waits.len() >= 2
+    })
+    .await;
     other.batch_execute("rollback").await.unwrap();
     assert_eq!(migrator.await.unwrap().unwrap(), ["base"]);
 }

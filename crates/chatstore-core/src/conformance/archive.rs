@@ -78,7 +78,8 @@ async fn fill(t: &TestStore) {
     t.store.delete_message(&t.project, message.message_id, Any, t.ctx.now()).await.unwrap();
 
     t.session().await;
-    let deleted = t.create(NewSession { external_id: Some("conv_1".to_owned()), ..t.new_session(None) }).await;
+    let named = NewSession { external_id: Some("conv_1".to_owned()), ..t.new_session(None) };
+    let deleted = t.create(t.placed(&t.project, named)).await;
     for text in ["secret", "words"] {
         let new = NewMessage {
             payload: Some(json("{\"secret\":1}")),

@@ -202,6 +202,23 @@ pub async fn concurrent_append_messages_fail_alone(t: TestStore) {
     assert_eq!(seqs(&t.messages(&session).await), (1..=9).collect::<Vec<_>>());
 }
 
+pub async fn append_messages_tells_the_first_of_several_faults(t: TestStore) {
+    let session = t.session().await;
+    let named =
+        |external_id: &str| NewMessage { external_id: Some(external_id.to_owned()), ..t.new_message(&session, "x") };
+    t.append(&session, vec![named("msg_1")]).await.unwrap();
+    let stray = t.new_message(&session, "stray").message_id;
+    let orphan = NewMessage { parent_id: Some(stray), ..t.new_message(&session, "y") };
+    let taken = Err(StoreError::Conflict { field: "external_id" });
+    assert_eq!(t.append(&session, vec![named("msg_1"), orphan.clone()]).await, taken);
+    assert!(is_invalid(t.append(&session, vec![orphan, named("msg_1")]).await, "/0/parent_id"));
+    // A parent may come with its answer.
+    let parent = t.new_message(&session, "question");
+    let answer = NewMessage { parent_id: Some(parent.message_id), ..t.new_message(&session, "answer") };
+    t.append(&session, vec![parent, answer]).await.unwrap();
+    assert_eq!(seqs(&t.messages(&session).await).len(), 3);
+}
+
 pub async fn seq_is_never_given_again(t: TestStore) {
     let (session, messages) = conversation(&t, 3).await;
     delete(&t, &messages[2]).await;

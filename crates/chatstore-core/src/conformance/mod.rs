@@ -204,6 +204,7 @@ macro_rules! conformance_tests {
             append_messages_to_an_absent_session_is_not_found
             concurrent_append_messages_get_unique_seqs_without_gaps
             concurrent_append_messages_fail_alone
+            append_messages_tells_the_first_of_several_faults
             seq_is_never_given_again
             list_messages_pages_hold_every_message_once
             list_messages_is_newest_first_by_default

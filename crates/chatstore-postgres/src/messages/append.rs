@@ -21,7 +21,7 @@ use crate::sessions::is_live;
 /// replicas never wait for each other in a circle, and reads `last_seq` as it is under the lock;
 /// what it does not find is answered with null, and nothing is written of it.
 macro_rules! append_batch {
-    ($checks:literal) => {
+    ($checks:expr, $locked:literal) => {
         concat!(
             "with wanted as (
         select * from unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
@@ -37,13 +37,16 @@ macro_rules! append_batch {
             " and (w.user_id is null or s.user_id = w.user_id)",
             $checks,
             "
-            for no key update) s on true
+            for no key update",
+            $locked,
+            ") s on true
     ), seqs as (
         select array_agg(l.last_seq order by l.group_no) as before from locked l
     ), moved as (
         update sessions s
         set last_seq = s.last_seq + l.messages, message_count = s.message_count + l.messages,
-            token_count = case when l.tokens is null then s.token_count else coalesce(s.token_count, 0) + l.tokens end,
+            token_count = case when l.tokens is null then s.token_count
+                else least(coalesce(s.token_count, 0)::numeric + l.tokens, 9223372036854775807)::bigint end,
             updated_at = greatest(s.updated_at, l.now_us), updated_hour = greatest(s.updated_hour, l.now_hour),
             last_message_at = greatest(s.last_message_at, l.now_us),
             active_hour = case when s.last_message_at is null then l.now_hour else greatest(s.active_hour, l.now_hour) end
@@ -64,14 +67,16 @@ macro_rules! append_batch {
         )
     };
 }
-/// For appends that bring no ids to check.
-pub(crate) const APPEND_BATCH: &str = append_batch!("");
+/// For appends that bring no ids to check. A session that somebody holds is left out, so that the
+/// others do not wait for it.
+pub(crate) const APPEND_BATCH: &str = append_batch!("", " skip locked");
 /// A group with a taken external id or an absent parent is left out whole: each of its appends
 /// then runs alone and gets its own answer. To a planner that takes sessions for short, their key
 /// looks as good as the index that is meant: the external ids ask for its order, and the parents
 /// compare their session by no equality.
-const APPEND_BATCH_CHECKED: &str = append_batch!(
-    " and not exists (
+macro_rules! checks {
+    () => {
+        " and not exists (
                 select 1 from unnest($23::int[], $24::text[]) as x(group_no, external_id)
                 where x.group_no = w.group_no and exists (select 1 from messages m where m.bucket = w.bucket
                     and m.session_id = w.session_id and m.external_id >= x.external_id
@@ -82,11 +87,16 @@ const APPEND_BATCH_CHECKED: &str = append_batch!(
                     and m.message_id = x.parent_id and m.session_id is not distinct from w.session_id
                     and m.deleted_at is null offset 0)
             )"
-);
+    };
+}
+pub(crate) const APPEND_BATCH_CHECKED: &str = append_batch!(checks!(), " skip locked");
+/// For what a batch left out: this one waits for the row.
+const APPEND_GROUP: &str = append_batch!(checks!(), "");
 const UPDATE_SESSION_APPENDED: &str = concat!(
     "update sessions s
     set last_seq = s.last_seq + $5, message_count = s.message_count + $5,
-        token_count = case when $6::bigint is null then s.token_count else coalesce(s.token_count, 0) + $6 end,
+        token_count = case when $6::bigint is null then s.token_count
+            else least(coalesce(s.token_count, 0)::numeric + $6, 9223372036854775807)::bigint end,
         updated_at = greatest(s.updated_at, $7), updated_hour = greatest(s.updated_hour, $8),
         last_message_at = greatest(s.last_message_at, $7),
         active_hour = case when s.last_message_at is null then $8 else greatest(s.active_hour, $8) end
@@ -95,17 +105,25 @@ const UPDATE_SESSION_APPENDED: &str = concat!(
     " and ($4::text is null or s.user_id = $4)
     returning s.last_seq - $5"
 );
-/// The session is no equality, for its messages are to be found by their own ids.
-const SELECT_PARENTS: &str = "select m.message_id from messages m
-    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id is not distinct from $2
-        and m.deleted_at is null";
+/// `offset 0` keeps the planner from looking through the session's messages for these.
+const SELECT_PARENTS: &str = "select m.message_id from unnest($3::uuid[]) p(message_id) cross join lateral (
+        select m.* from messages m where m.bucket = $1 and m.message_id = p.message_id offset 0) m
+    where m.session_id = $2 and m.deleted_at is null";
 const LOCK_SESSION: &str = "select 1 from sessions where bucket = $1 and session_id = $2 for no key update";
-const SELECT_STORED: &str = "select min(m.seq) from messages m
-    where m.bucket = $1 and m.message_id = any($3::uuid[]) and m.session_id is not distinct from $2";
+const SELECT_STORED: &str = "select min(m.seq) from unnest($3::uuid[]) p(message_id) cross join lateral (
+        select m.* from messages m where m.bucket = $1 and m.message_id = p.message_id offset 0) m
+    where m.session_id = $2";
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] =
-    &[APPEND_BATCH, APPEND_BATCH_CHECKED, UPDATE_SESSION_APPENDED, SELECT_PARENTS, LOCK_SESSION, SELECT_STORED];
+pub(crate) const STATEMENTS: &[&str] = &[
+    APPEND_BATCH,
+    APPEND_BATCH_CHECKED,
+    APPEND_GROUP,
+    UPDATE_SESSION_APPENDED,
+    SELECT_PARENTS,
+    LOCK_SESSION,
+    SELECT_STORED,
+];
 
 /// One caller's append.
 #[derive(Clone)]
@@ -151,9 +169,18 @@ impl Append {
 /// Appends to one session by callers of one scope, in their order.
 pub(crate) type Group<'a> = Vec<&'a Append>;
 
+/// What a batch does about a session whose row somebody holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// It is left out.
+    Skip,
+    /// It is waited for.
+    Wait,
+}
+
 /// Stores every group in one statement, and so in one commit. The answer holds the `last_seq` from
 /// which each group goes on; `None` for a group that was not stored.
-pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>]) -> Result<Vec<Option<i64>>, Failure> {
+pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> Result<Vec<Option<i64>>, Failure> {
     let wanted = Wanted::of(groups);
     let rows = Rows::of(groups);
     let checks = Checks::of(groups);
@@ -182,14 +209,15 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>]) -> Result<Vec<Op
         rows.token_counts,
         rows.now_us,
     ]);
-    let sql = match checks.is_empty() {
-        true => APPEND_BATCH,
-        false => {
-            let ids = params![checks.external_groups, checks.external_ids, checks.parent_groups, checks.parent_ids];
-            params.extend_from_slice(ids);
-            APPEND_BATCH_CHECKED
-        }
+    let sql = match held {
+        Held::Skip if checks.is_empty() => APPEND_BATCH,
+        Held::Skip => APPEND_BATCH_CHECKED,
+        Held::Wait => APPEND_GROUP,
     };
+    if sql != APPEND_BATCH {
+        let ids = params![checks.external_groups, checks.external_ids, checks.parent_groups, checks.parent_ids];
+        params.extend_from_slice(ids);
+    }
     let row = db.query_opt(sql, &params).await?;
     let row = row.ok_or_else(|| StoreError::internal("an append without an answer"))?;
     Ok(row.try_get(0)?)

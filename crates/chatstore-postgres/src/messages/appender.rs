@@ -2,35 +2,34 @@
 //!
 //! A lane takes a batch, writes it and answers; it ends when nothing is left to take, so an idle
 //! store has none, and the first append waits for nobody. A session is in one lane at a time, so
-//! lanes never wait for each other. A batch that fails is taken apart: each of its appends runs
-//! alone, and one whose commit was not answered is first looked for by its messages' ids. No lane
-//! waits for these: one session whose row is locked elsewhere holds up no other.
+//! lanes never wait for each other, and a batch leaves out a session whose row somebody else holds.
+//! What a batch did not store is written beside the lanes, session by session: first the session's
+//! appends together, then each alone. One whose commit was not answered is first looked for by its
+//! messages' ids.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::SessionId;
 use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError, StoreStats};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::append::{Append, Group, append_alone, append_batch};
+use super::append::{Append, Group, Held, append_alone, append_batch};
 use super::insert::require_home;
-use crate::pool::{Failure, Pool, Undone, too_slow, transact};
+use crate::pool::{Attempt, Failure, Pool, Undone, too_slow, transact};
 use crate::sqlstate::is_lost;
 use crate::{AppendForm, PostgresOptions};
 
-/// Bytes of appends that may wait; more are refused as busy, so that memory stays bounded.
+/// Bytes of appends that are not answered yet; more are refused as busy, so that memory stays bounded.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of appends that may share one statement.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Batches in flight: while one commits, the next is made.
 const LANES: usize = 2;
-/// The part of the connections, one in so many, that appends may use that run alone.
-const ALONE_PART: usize = 2;
 
 type Answer = Result<Vec<Message>, StoreError>;
 
@@ -40,15 +39,42 @@ type Left = (Vec<Vec<Job>>, bool);
 /// An append and its caller.
 struct Job {
     append: Append,
-    bytes: usize,
     deadline: Instant,
     reply: oneshot::Sender<Answer>,
+    place: Place,
+}
+
+/// What is not answered yet.
+#[derive(Default)]
+struct Load {
+    appends: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// An append's share of the load, until it is answered.
+struct Place {
+    load: Arc<Load>,
+    bytes: usize,
+}
+
+impl Place {
+    fn new(load: &Arc<Load>, bytes: usize) -> Self {
+        load.appends.fetch_add(1, Ordering::Relaxed);
+        load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { load: load.clone(), bytes }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.load.appends.fetch_sub(1, Ordering::Relaxed);
+        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    bytes: usize,
     /// Sessions that are being written to.
     taken: HashSet<SessionId>,
     lanes: usize,
@@ -63,7 +89,7 @@ pub(crate) struct Appender {
     queue_max: usize,
     lanes_max: usize,
     queue: Mutex<Queue>,
-    alone: Semaphore,
+    load: Arc<Load>,
     idle: Notify,
     commits: AtomicU64,
     appends: AtomicU64,
@@ -71,10 +97,9 @@ pub(crate) struct Appender {
 
 impl Appender {
     pub(crate) fn new(pool: Arc<Pool>, options: &PostgresOptions) -> Self {
-        let alone_max = (options.connections_max / ALONE_PART).max(1);
         let (batch_max, lanes_max) = match options.append_form {
             AppendForm::Batched => (options.append_batch_max.max(1), LANES),
-            AppendForm::PerSession => (1, alone_max),
+            AppendForm::PerSession => (1, (options.connections_max / 2).max(1)),
         };
         Self {
             pool,
@@ -83,7 +108,7 @@ impl Appender {
             queue_max: options.append_queue_max.max(1),
             lanes_max,
             queue: Mutex::default(),
-            alone: Semaphore::new(alone_max),
+            load: Arc::default(),
             idle: Notify::new(),
             commits: AtomicU64::new(0),
             appends: AtomicU64::new(0),
@@ -103,10 +128,22 @@ impl Appender {
         let (reply, answer) = oneshot::channel();
         let bytes = messages.iter().map(NewMessage::bytes).sum();
         let append = Append { scope, session_id, messages, now };
-        self.enqueue(Job { append, bytes, deadline, reply })?;
+        let place = self.place(bytes)?;
+        self.enqueue(Job { append, deadline, reply, place })?;
         match timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(StoreError::internal("an append panicked"))),
             Err(_) => Err(too_slow()),
+        }
+    }
+
+    /// A place among what is not answered yet.
+    fn place(&self, bytes: usize) -> Result<Place, StoreError> {
+        let place = Place::new(&self.load, bytes);
+        let held = self.load.bytes.load(Ordering::Relaxed);
+        let too_much = held > bytes && held > QUEUE_BYTES_MAX;
+        match too_much || self.load.appends.load(Ordering::Relaxed) > self.queue_max {
+            true => Err(StoreError::Busy),
+            false => Ok(place),
         }
     }
 
@@ -115,11 +152,6 @@ impl Appender {
         if queue.is_closed {
             return Err(StoreError::Unavailable { reason: "the store is closed".to_owned() });
         }
-        let too_much = queue.bytes > 0 && queue.bytes + job.bytes > QUEUE_BYTES_MAX;
-        if queue.jobs.len() >= self.queue_max || too_much {
-            return Err(StoreError::Busy);
-        }
-        queue.bytes += job.bytes;
         queue.jobs.push_back(job);
         self.start_lane(&mut queue);
         Ok(())
@@ -164,14 +196,19 @@ impl Appender {
     }
 
     /// Takes what can share a statement, in order: a session that another lane has waits, and so
-    /// does an append that another scope or a repeated id keeps out of its session's group.
+    /// does an append that another scope or a repeated id keeps out of its session's group. What
+    /// nobody waits for any more is not written.
     fn take(&self, queue: &mut Queue) -> Option<Batch> {
         let mut batch = Batch::default();
         let mut passed = VecDeque::new();
         let mut waiting = HashSet::new();
-        let mut bytes = 0;
+        let (mut bytes, now) = (0, Instant::now());
         while batch.count < self.batch_max && bytes < BATCH_BYTES_MAX {
             let Some(job) = queue.jobs.pop_front() else { break };
+            if job.deadline <= now {
+                let _ = job.reply.send(Err(too_slow()));
+                continue;
+            }
             let session_id = job.append.session_id;
             let waits = queue.taken.contains(&session_id) || waiting.contains(&session_id);
             if waits || !batch.fits(&job.append) {
@@ -179,12 +216,11 @@ impl Appender {
                 passed.push_back(job);
                 continue;
             }
-            bytes += job.bytes;
+            bytes += job.place.bytes;
             batch.push(job);
         }
         passed.append(&mut queue.jobs);
         queue.jobs = passed;
-        queue.bytes -= bytes;
         queue.taken.extend(batch.groups.keys());
         (batch.count > 0).then_some(batch)
     }
@@ -193,11 +229,7 @@ impl Appender {
     async fn run_alone(self: Arc<Self>, group: Vec<Job>, uncertain: bool) {
         let session_id = group[0].append.session_id;
         let appender = self.clone();
-        survive(async move {
-            let _permit = appender.alone.acquire().await;
-            appender.store_each(group, uncertain).await;
-        })
-        .await;
+        survive(async move { appender.store_group(group, uncertain).await }).await;
         let mut queue = self.queue();
         queue.taken.remove(&session_id);
         self.start_lane(&mut queue);
@@ -214,25 +246,41 @@ impl Appender {
             return (Vec::new(), false);
         }
         groups.sort_by_key(|group| group[0].append.session_id);
-        self.store(groups).await.unwrap_or_else(|(groups, error)| {
-            for job in groups.into_iter().flatten() {
-                let _ = job.reply.send(Err(error.clone()));
-            }
-            (Vec::new(), false)
-        })
+        self.store(groups, Held::Skip).await
+    }
+
+    /// Writes what a batch did not, of one session: together if there are several, then each alone.
+    async fn store_group(&self, group: Vec<Job>, uncertain: bool) {
+        if uncertain || group.len() == 1 {
+            return self.store_each(group, uncertain).await;
+        }
+        let (left, uncertain) = self.store(vec![group], Held::Wait).await;
+        for group in left {
+            self.store_each(group, uncertain).await;
+        }
     }
 
     /// Writes the groups in one statement and answers those that it stored. Gives back those that
-    /// must run alone, or those that cannot run now.
-    async fn store(&self, groups: Vec<Vec<Job>>) -> Result<Left, (Vec<Vec<Job>>, StoreError)> {
-        let deadline = self.pool.deadline();
-        let mut lease = match self.pool.lease(deadline).await {
-            Ok(lease) => lease,
-            Err(error) => return Err((groups, error)),
+    /// must run alone; what cannot run now is refused.
+    async fn store(&self, groups: Vec<Vec<Job>>, held: Held) -> Left {
+        let latest = groups.iter().flatten().map(|job| job.deadline).max();
+        let deadline = latest.unwrap_or_else(|| self.pool.deadline());
+        // A batch that may wait for a row is one of the writes that may hold the pool up.
+        let permit = match held {
+            Held::Skip => Ok(None),
+            Held::Wait => self.pool.write_permit(deadline).await.map(Some),
+        };
+        let lease = match permit {
+            Ok(permit) => self.pool.lease(deadline).await.map(|lease| (lease, permit)),
+            Err(error) => Err(error),
+        };
+        let (mut lease, _permit) = match lease {
+            Ok(lent) => lent,
+            Err(error) => return refuse(groups, &error),
         };
         let lists: Vec<Group<'_>> = groups.iter().map(|group| group.iter().map(|job| &job.append).collect()).collect();
         let db = lease.db();
-        let stored = lease.in_time(deadline, append_batch(&db, &lists)).await;
+        let stored = lease.in_time(deadline, append_batch(&db, &lists, held)).await;
         drop((db, lists));
         let stored = match stored {
             Ok(Ok(stored)) => {
@@ -241,10 +289,13 @@ impl Appender {
             }
             Ok(Err(Failure::Postgres(error))) if !is_lost(&error) => {
                 lease.rest();
-                return Ok((groups, false));
+                return (groups, false);
             }
-            Ok(Err(_)) => return Ok((groups, true)),
-            Err(_) => return Err((groups, too_slow())),
+            Ok(Err(_)) => {
+                lease.close();
+                return (groups, true);
+            }
+            Err(_) => return refuse(groups, &too_slow()),
         };
         drop(lease);
         let mut alone = Vec::new();
@@ -256,7 +307,7 @@ impl Appender {
             }
         }
         self.count(count);
-        Ok((alone, false))
+        (alone, false)
     }
 
     /// Writes appends one after the other, and answers each.
@@ -270,24 +321,28 @@ impl Appender {
     /// Writes one append in a transaction, again while that is safe and there is time: what was
     /// stored by a lost attempt is found by its ids.
     async fn store_alone(&self, job: &Job, mut uncertain: bool) -> Answer {
+        let mut attempt = Attempt::new(job.deadline);
         loop {
+            if Instant::now() >= job.deadline {
+                return Err(too_slow());
+            }
+            let permit = self.pool.write_permit(job.deadline).await?;
             let mut lease = self.pool.lease(job.deadline).await?;
             let result = transact(&mut lease, job.deadline, async |db| {
                 append_alone(&db, self.form, &job.append, uncertain).await
             })
             .await;
-            drop(lease);
+            drop((lease, permit));
             match result {
                 Ok(messages) => {
                     self.count(1);
                     return Ok(messages);
                 }
-                Err(Undone::Surely(failure)) if failure.is_passing() => {}
-                Err(Undone::Surely(failure)) => return Err(failure.into_store_error()),
-                Err(Undone::Perhaps(_)) => uncertain = true,
-            }
-            if Instant::now() >= job.deadline {
-                return Err(too_slow());
+                Err(Undone::Surely(failure)) => attempt.again(failure).await?,
+                Err(Undone::Perhaps(error)) => {
+                    uncertain = true;
+                    attempt.pause(error).await?;
+                }
             }
         }
     }
@@ -326,6 +381,14 @@ impl Appender {
 async fn survive<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
     let ran = tokio::spawn(work).await;
     ran.inspect_err(|_| tracing::error!("an append panicked")).ok()
+}
+
+/// Answers what cannot run now; nothing of it is left.
+fn refuse(groups: Vec<Vec<Job>>, error: &StoreError) -> Left {
+    for job in groups.into_iter().flatten() {
+        let _ = job.reply.send(Err(error.clone()));
+    }
+    (Vec::new(), false)
 }
 
 /// Answers the appends of one session; tells how many there were.

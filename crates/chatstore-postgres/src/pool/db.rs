@@ -16,7 +16,9 @@ use crate::params::Param;
 
 /// How long the request to cancel a statement may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the statement may go on after it.
+/// How long a server is silent before the way to it is in doubt.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How long the statement may go on after a request to cancel it.
 const CANCEL_PAUSE: Duration = Duration::from_millis(100);
 /// Times it is asked for: a request that comes before its statement has begun is lost.
 const CANCEL_ATTEMPTS: u32 = 5;
@@ -88,15 +90,16 @@ impl Db {
         pin_mut!(rows);
         let mut items = Vec::new();
         let mut full = false;
+        self.spent.store(true, Ordering::Relaxed);
         while let Some(row) = rows.next().await {
             if full {
-                self.spent.store(true, Ordering::Relaxed);
                 return Ok((items, true));
             }
             let item = map(&row?)?;
             full = enough(&item);
             items.push(item);
         }
+        self.spent.store(false, Ordering::Relaxed);
         Ok((items, false))
     }
 
@@ -111,17 +114,28 @@ impl Db {
     }
 }
 
+/// What goes on at a connection when its loan ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A statement may be running there.
+    Running,
+    /// Everything is answered, and the connection is of no more use.
+    Answered,
+    /// Everything is answered.
+    AtRest,
+}
+
 /// A loan: it gives a connection back only when told that the connection is at rest.
 pub(crate) struct Lease {
     db: Option<Arc<Db>>,
-    at_rest: bool,
+    state: State,
     tls: MakeRustlsConnect,
 }
 
 impl Lease {
     pub(super) fn new(client: Object, prepared: bool, tls: MakeRustlsConnect) -> Self {
         let db = Db { client, prepared, spent: AtomicBool::new(false) };
-        Self { db: Some(Arc::new(db)), at_rest: false, tls }
+        Self { db: Some(Arc::new(db)), state: State::Running, tls }
     }
 
     /// The connection, for one operation.
@@ -129,7 +143,7 @@ impl Lease {
         self.db.clone().expect("a lease has its connection until it is dropped")
     }
 
-    /// Waits for an answer until `deadline`. If none comes, the way to the server may be gone: idle
+    /// Waits for an answer until `deadline`. If none comes for long, the way to the server may be gone: idle
     /// connections that nobody has used since this one was lent are closed, or callers would meet
     /// them one after the other.
     pub(crate) async fn in_time<T>(&self, deadline: Instant, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
@@ -138,25 +152,33 @@ impl Lease {
             && let Some(pool) = Object::pool(&db.client)
         {
             let lent = Object::metrics(&db.client).last_used();
-            drop(pool.retain(|_, metrics| metrics.last_used() < lent));
+            if lent >= SILENCE {
+                drop(pool.retain(|_, metrics| metrics.last_used() < lent));
+            }
         }
         result
     }
 
     /// Notes that nothing runs on the connection any more.
     pub(crate) fn rest(&mut self) {
-        self.at_rest = true;
+        self.state = State::AtRest;
+    }
+
+    /// Notes that nothing runs on the connection any more, and that it must not be lent again.
+    pub(crate) fn close(&mut self) {
+        self.state = State::Answered;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(db) = self.db.take().and_then(Arc::into_inner) else { return };
-        if self.at_rest && !db.spent.load(Ordering::Relaxed) {
+        let spent = db.spent.load(Ordering::Relaxed);
+        if self.state == State::AtRest && !spent {
             return;
         }
         let client = Object::take(db.client);
-        if client.is_closed() {
+        if client.is_closed() || (self.state == State::Answered && !spent) {
             return;
         }
         // Closing alone would leave the server at work on what nobody waits for.

@@ -53,8 +53,8 @@ async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
     eprintln!("killed {} times, service within {slowest:?} of each start", rounds());
 }
 
-/// Red if an error of a server that shuts down or starts is taken for a final one, or if its dead
-/// connections stay in the pool.
+/// Red if a restart is answered with anything but a refusal that passes, or late, or if connections
+/// of the old server are lent when the new one is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_is_survived() {
     let mut cluster = cluster(durable());
@@ -77,8 +77,8 @@ async fn a_restart_is_survived() {
     ledger.check(&store).await;
 }
 
-/// Red if an operation waits for a frozen server beyond its deadline, if its connection is lent
-/// again with the old answer still to come, or if what was given up goes on at the server.
+/// Red if an operation waits for a frozen server beyond its deadline, if it takes longer than others
+/// to get over that, or if connections that were given up stay open at the server.
 async fn freeze(frozen: Duration, acquire_timeout: Duration, statement_timeout: Duration) {
     let cluster = cluster(durable());
     let database = TestDatabase::create_on(&cluster.url("postgres")).await;

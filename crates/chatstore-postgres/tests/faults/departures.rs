@@ -59,7 +59,12 @@ async fn what_a_caller_began_is_finished_when_it_goes_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_that_are_given_up_end_at_the_server_and_leave_the_pool_whole() {
     let database = TestDatabase::create().await;
-    let store = open(&database.url(), |options| options.connections_max = 2).await;
+    let store = open(&database.url(), |options| {
+        options.connections_max = 2;
+        // Also how long the server lets them wait for a lock.
+        options.acquire_timeout = Duration::from_secs(5);
+    })
+    .await;
     let ledger = Ledger::open(&store, 3, Duration::from_secs(5) + SLACK).await;
     let (locker, watcher) = (owner(&database).await, owner(&database).await);
     locker.batch_execute(LOCK_MESSAGES).await.unwrap();

@@ -214,6 +214,13 @@ pub(crate) struct Writers {
 }
 
 impl Writers {
+    /// Fails the test as soon as one has failed.
+    pub(crate) fn assert_at_work(&mut self) {
+        if let Some(ended) = self.tasks.try_join_next() {
+            ended.unwrap();
+        }
+    }
+
     /// Lets them finish what they are at; one that failed fails the test.
     pub(crate) async fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);

@@ -18,15 +18,25 @@ use crate::{SCOPE, SLACK, eventually, new_session, open, owner, read_session};
 
 /// Appends of each writer.
 const APPENDS: usize = 60;
+/// Longer than the second after which PostgreSQL looks for circles.
+const PATIENT: Duration = Duration::from_secs(5);
 /// External ids that all writers choose from, so that most are taken.
 const EXTERNAL_IDS: u8 = 40;
 
-/// Two that share commits, and one that does not.
+/// Two that share commits, and one that does not. They wait for locks until the server sees a circle.
 async fn replicas(database: &TestDatabase) -> [Arc<PostgresStore>; 3] {
     [
-        open(&database.url(), |_| {}).await,
-        open(&database.url(), |options| options.append_batch_max = 8).await,
-        open(&database.url(), |options| options.append_form = AppendForm::PerSession).await,
+        open(&database.url(), |options| options.acquire_timeout = PATIENT).await,
+        open(&database.url(), |options| {
+            options.acquire_timeout = PATIENT;
+            options.append_batch_max = 8;
+        })
+        .await,
+        open(&database.url(), |options| {
+            options.acquire_timeout = PATIENT;
+            options.append_form = AppendForm::PerSession;
+        })
+        .await,
     ]
 }
 

@@ -65,7 +65,7 @@ impl Conversations {
 
     /// The ids of `count` sessions, each chosen by itself.
     pub(super) fn random_ids(self, count: usize) -> impl Iterator<Item = String> {
-        random_numbers(self.sessions, count).map(id)
+        (0..count).map(move |draw| id((scattered(draw) % self.sessions as u64) as usize))
     }
 
     /// When all of a session was written.
@@ -154,11 +154,6 @@ fn message_id(number: usize, seq: usize, begun_ms: u64) -> String {
         random >> 12 & 0xfff,
         random >> 24 & 0xffff_ffff,
     )
-}
-
-/// Numbers below `end`, each chosen by itself.
-pub(super) fn random_numbers(end: usize, count: usize) -> impl Iterator<Item = usize> {
-    (0..count).map(move |draw| (scattered(draw) % end as u64) as usize)
 }
 
 /// Numbers that look random, the same in every run.

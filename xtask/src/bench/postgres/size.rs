@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::{
     DatabaseServer,
-    conversations::{Conversations, id, random_numbers},
+    conversations::{Conversations, id},
     reads::{list_path, recent_path},
     start_chatstore,
 };
@@ -39,10 +39,9 @@ impl Filled {
         block_on(sent).map(drop)
     }
 
-    /// Requests for sessions that are drawn from `active` ones, which stand all over the store.
-    fn draw(&self, active: usize, request: impl Fn(&str) -> Vec<u8>) -> Vec<Vec<u8>> {
-        let apart = self.conversations.sessions / active;
-        random_numbers(active, DRAWS).map(|number| request(&id(number * apart))).collect()
+    /// Requests for sessions that are drawn from all.
+    fn draw(&self, request: impl Fn(&str) -> Vec<u8>) -> Vec<Vec<u8>> {
+        self.conversations.random_ids(DRAWS).map(|id| request(&id)).collect()
     }
 }
 
@@ -63,19 +62,14 @@ pub(in crate::bench) fn size(bench: &mut Bench) -> Result<()> {
     for store in stores {
         store.each(page)?;
     }
-    let all = |store: &Filled| store.conversations.sessions;
-    judge(bench, &server, stores, "page of 50", |store| store.draw(all(store), page))?;
+    judge(bench, &server, stores, "page of 50", |store| store.draw(page))?;
     judge(bench, &server, stores, "a user's 50 sessions", listed(list_path))?;
     judge(bench, &server, stores, "50 sessions by update", listed(recent_path))?;
     // The first write of a page after a checkpoint, and the first of a session in an hour, cost more than the next.
     for store in stores {
         store.each(append)?;
     }
-    // As many active ones in both: how many there are at once is not the size of the store.
-    judge(bench, &server, stores, "append to 100 sessions", |store| store.draw(SMALL_SESSIONS, append))?;
-    let kind = "append to any session";
-    let (cpu, _) = compare(bench, &server, stores, kind, |store| store.draw(all(store), append))?;
-    bench.report.fact(of_both("CPU", kind, stores), cpu, "×");
+    judge(bench, &server, stores, "append one message", |store| store.draw(append))?;
     small.chatstore.stop()?;
     large.chatstore.stop()?;
     Ok(())
@@ -93,7 +87,7 @@ fn fill(bench: &Bench, server: &DatabaseServer, name: &str, conversations: Conve
     Ok(Filled { chatstore, conversations, shown })
 }
 
-/// Holds one kind of request to the aim that it costs the same in both.
+/// Holds one kind of request to the aim that it costs the same in both, PostgreSQL's part included.
 fn judge(
     bench: &mut Bench,
     server: &DatabaseServer,
@@ -101,25 +95,6 @@ fn judge(
     kind: &str,
     requests: impl Fn(&Filled) -> Vec<Vec<u8>>,
 ) -> Result<()> {
-    let (cpu, p50) = compare(bench, server, stores, kind, requests)?;
-    bench.report.at_most(of_both("CPU", kind, stores), 1.2, " ×", cpu);
-    bench.report.at_most(of_both("p50", kind, stores), 1.2, " ×", p50);
-    Ok(())
-}
-
-fn of_both(figure: &str, kind: &str, [small, large]: [&Filled; 2]) -> String {
-    format!("PostgreSQL: {figure} of {kind}, {} messages / {}", large.shown, small.shown)
-}
-
-/// Measures one kind of request in both, in turns; gives CPU, that of PostgreSQL included, and p50 of the large one as
-/// multiples of those of the small one.
-fn compare(
-    bench: &mut Bench,
-    server: &DatabaseServer,
-    stores: [&Filled; 2],
-    kind: &str,
-    requests: impl Fn(&Filled) -> Vec<Vec<u8>>,
-) -> Result<(f64, f64)> {
     let targets = stores.map(|store| {
         let name = format!("PostgreSQL: {kind}, {}", store.shown);
         Target::with_database(name, &store.chatstore, server, requests(store))
@@ -127,7 +102,10 @@ fn compare(
     let measured = bench.take_turns(CONNECTIONS, &targets)?;
     let [near, far] = &measured[..] else { bail!("two targets, two measurements") };
     let cpu = (far.cpu_us + far.database_cpu_us) / (near.cpu_us + near.database_cpu_us);
-    let p50 = far.p50_ms / near.p50_ms;
+    let [small, large] = stores;
+    let sizes = format!("{kind}, {} messages / {}", large.shown, small.shown);
+    bench.report.at_most(format!("PostgreSQL: CPU of {sizes}"), 1.2, " ×", cpu);
+    bench.report.at_most(format!("PostgreSQL: p50 of {sizes}"), 1.2, " ×", far.p50_over(near));
     bench.report.measurements(&measured);
-    Ok((cpu, p50))
+    Ok(())
 }

@@ -151,7 +151,8 @@ impl Conversation {
         let first_at = self.messages.iter().find_map(|message| message.created_at);
         let created_at = self.created_at.or(first_at).unwrap_or_else(|| ctx.now());
         let own_id = read_id("/session_id", self.session_id.as_deref(), SessionId::parse, &mut errors);
-        let home = own_id.filter(|_| user_id.is_none()).map_or(bucket, SessionId::bucket);
+        let placed = user_id.is_some() || external_id.is_some();
+        let home = own_id.filter(|_| !placed).map_or(bucket, SessionId::bucket);
         let moved = own_id.is_some_and(|id| !kept.session || id.bucket() != home);
         let session_id = match own_id {
             Some(id) if moved => derived(id.uuid(), scope, home).into(),

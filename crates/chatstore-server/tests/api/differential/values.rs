@@ -90,18 +90,18 @@ impl Dice {
 
     /// A text.
     pub(super) fn text(&self) -> String {
-        match self.below(100) {
-            0..70 => self.pick(&WORDS).to_owned(),
-            70..97 => self.pick(&ODD).to_owned(),
-            97 => self.pick(&ODD).repeat(1 + self.below(2_000)),
-            98 => "nul \0".to_owned(),
-            _ => "long ".repeat(self.below(1_200)),
+        match self.below(400) {
+            0 => "nul \0".to_owned(),
+            1..4 => self.pick(&ODD).repeat(1 + self.below(200)),
+            4 => "long ".repeat(self.below(20_000)),
+            5..120 => self.pick(&ODD).to_owned(),
+            _ => self.pick(&WORDS).to_owned(),
         }
     }
 
     /// A text as a JSON string.
     pub(super) fn string(&self) -> String {
-        match self.below(200) {
+        match self.below(600) {
             0 => self.pick(&REFUSED).to_owned(),
             1 => self.pick(&DOCUMENTS).to_owned(),
             _ => serde_json::to_string(&self.text()).unwrap(),
@@ -110,22 +110,22 @@ impl Dice {
 
     /// Any JSON.
     pub(super) fn document(&self) -> String {
-        match self.below(40) {
+        match self.below(120) {
             0 => self.pick(&REFUSED).to_owned(),
             1 => {
                 // Around the deepest that is accepted; a body adds one or two levels of its own.
                 let depth = 60 + self.below(6);
                 format!("{}{}", "[".repeat(depth), "]".repeat(depth))
             }
-            2..10 => self.string(),
-            10..20 => self.object(),
+            2..30 => self.string(),
+            30..60 => self.object(),
             _ => self.pick(&DOCUMENTS).to_owned(),
         }
     }
 
     /// An object, as metadata must be.
     pub(super) fn object(&self) -> String {
-        match self.below(60) {
+        match self.below(150) {
             0 => self.document(),
             // Around the largest that is accepted.
             1 => format!("{{\"large\":\"{}\"}}", "é".repeat(8_180 + self.below(12))),

@@ -44,7 +44,7 @@ impl World {
                     (30, "created_at", &|| format!("\"{}\"", dice.time())),
                     (30, "metadata", &|| dice.object()),
                     (15, "external_id", &|| self.quoted(&EXTERNAL_IDS)),
-                    (20, "token_count", &|| self.one_of(&["3", "0", "-1"])),
+                    (20, "token_count", &|| self.one_of(&["3", "0"])),
                 ])
             };
             format!("[{}]", (0..dice.below(6)).map(message).collect::<Vec<_>>().join(","))
@@ -103,7 +103,7 @@ impl World {
                 (20, "context", &|| dice.document()),
                 (15, "external_id", &|| self.quoted(&EXTERNAL_IDS)),
                 (30, "token_count", &|| self.one_of(&["3", "0", "70"])),
-                (50, "version", &|| self.one_of(&["1", "1", "4", "0"])),
+                (50, "version", &|| self.one_of(&["1", "1", "4"])),
                 (70, "created_at", &|| format!("\"{}\"", dice.time())),
                 (40, "updated_at", &|| format!("\"{}\"", dice.time())),
                 (8, "deleted_at", &|| format!("\"{}\"", dice.time())),
@@ -119,7 +119,7 @@ impl World {
             (if user.is_some() { 100 } else { 0 }, "user_id", &|| serde_json::to_string(user).unwrap()),
             (30, "is_favorite", &|| self.one_of(&["true", "false"])),
             (40, "metadata", &|| dice.object()),
-            (60, "version", &|| self.one_of(&["1", "7", "1000000000000000", "0"])),
+            (60, "version", &|| self.one_of(&["1", "7", "1000000000000000"])),
             (80, "created_at", &|| format!("\"{}\"", dice.time())),
             (60, "updated_at", &|| format!("\"{}\"", dice.time())),
             (60, "last_message_at", &|| format!("\"{}\"", dice.time())),
