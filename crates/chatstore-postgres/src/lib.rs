@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use chatstore_core::page::CursorKey;
 use chatstore_core::store::{Store, StoreError, StoreStats};
 
-pub use connect::server::ServerReport;
+pub use connect::server::{ServerReport, identity};
 pub use error::OpenError;
 pub use migrate::{MigrationStatus, migrate, migration_status};
 

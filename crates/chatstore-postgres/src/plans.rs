@@ -85,23 +85,18 @@ async fn statements_walk_keys_among_a_million_messages() {
     let rows = Rows::new(24_000, 100_000);
     assert!(rows.messages() > 1_000_000);
     let owner = owner(&database).await;
-    let t = Instant::now();
     rows.store(&owner, true).await;
-    eprintln!("stored {:?}", t.elapsed());
     owner.batch_execute("analyze").await.expect("the owner may analyze");
     let mut faults = Vec::new();
     for planning in [Planning::Ours, Planning::Pooled] {
         let planner = Planner::connect(&database.url(), planning).await;
-        eprintln!("begin {planning:?} {:?}", t.elapsed());
         check_session_lists(&planner, &rows, &mut faults).await;
-        eprintln!("sessions {:?}", t.elapsed());
         check_message_lists(&planner, &rows, &mut faults).await;
         check_exports(&planner, &rows, &mut faults).await;
         // A planner that thinks they are few sorts one user's sessions.
         let except: &[_] = if planning == Planning::Pooled { &[archive::EXPORT_SESSIONS_OF_USER] } else { &[] };
         check_keys(&planner, except, &mut faults).await;
         check_batch(&planner, &rows, &mut faults).await;
-        eprintln!("end {:?}", t.elapsed());
     }
     assert_none(&faults);
 }

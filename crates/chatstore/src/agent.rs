@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod unix_socket;
 
+use std::net::IpAddr;
+
 use anyhow::bail;
 use serde_json::Value;
 use ureq::http::{Response, Uri};
@@ -14,6 +16,8 @@ pub(crate) const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// An agent for the server at `url`, and the start of the address of everything it serves.
 ///
+/// What is on this host is never asked through a proxy.
+///
 /// # Errors
 /// If `url` is not `http://…`, `https://…` or `unix:PATH`.
 pub(crate) fn agent(url: &str, config: ConfigBuilder<AgentScope>) -> anyhow::Result<(Agent, &str)> {
@@ -21,22 +25,27 @@ pub(crate) fn agent(url: &str, config: ConfigBuilder<AgentScope>) -> anyhow::Res
         .http_status_as_error(false)
         // What is sent is for this address alone.
         .max_redirects(0)
-        .user_agent(concat!("chatstore/", env!("CARGO_PKG_VERSION")))
-        .build();
+        .user_agent(concat!("chatstore/", env!("CARGO_PKG_VERSION")));
     let (agent, base) = match url.strip_prefix("unix:") {
-        Some(path) => (unix_agent(config, path)?, "http://127.0.0.1"),
-        None => (config.new_agent(), checked(url)?),
+        Some(path) => (unix_agent(config.proxy(None).build(), path)?, "http://127.0.0.1"),
+        None if is_loopback(&checked(url)?) => (config.proxy(None).build().new_agent(), url),
+        None => (config.build().new_agent(), url),
     };
     Ok((agent, base.trim_end_matches('/').trim_end_matches("/api/v1")))
 }
 
-fn checked(url: &str) -> anyhow::Result<&str> {
+fn checked(url: &str) -> anyhow::Result<Uri> {
     let parsed: Option<Uri> = url.parse().ok();
     let is_known = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
     match parsed {
-        Some(uri) if is_known(&uri) && uri.query().is_none() => Ok(url),
+        Some(uri) if is_known(&uri) && uri.query().is_none() => Ok(uri),
         _ => bail!("--url must be the address of a server, such as http://127.0.0.1:8000 or unix:/run/chatstore.sock"),
     }
+}
+
+fn is_loopback(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 #[cfg(unix)]

@@ -69,18 +69,21 @@ struct Ends {
 pub(crate) async fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
     let source = database_url("from", args.from.as_deref(), args.from_file.as_deref())?;
     let target = database_url("to", args.to.as_deref(), args.to_file.as_deref())?;
-    if is_same(&source, &target) {
+    if engine::identity(&source).await.context("--from")? == engine::identity(&target).await.context("--to")? {
         bail!("--from and --to name the same database; name another in --to");
     }
-    let config = args.settings()?;
+    let mut config = args.settings()?;
+    // Who only looks changes nothing.
+    config.auto_migrate &= !args.verify_only;
     let ctx = Ctx::system();
     let absent = if args.verify_only { Absent::Refuse } else { Absent::Make };
-    let source = engine::open_url(&source, Absent::Refuse, "copy", &config, &ctx).await.context("--from")?;
-    let target = match engine::open_url(&target, absent, "copy", &config, &ctx).await.context("--to") {
+    let source = engine::open_url(&source, Absent::Refuse, "copy", &config, &ctx).await;
+    let source = source.map_err(|error| unopened("from", &error))?;
+    let target = match engine::open_url(&target, absent, "copy", &config, &ctx).await {
         Ok(target) => target,
         Err(error) => {
             source.store.close().await;
-            return Err(error);
+            return Err(unopened("to", &error));
         }
     };
     let ends = Ends { source: source.store.clone(), target: target.store.clone() };
@@ -114,14 +117,16 @@ fn database_url(flag: &str, given: Option<&str>, file: Option<&Path>) -> anyhow:
     DatabaseUrl::parse(text.trim_end_matches(['\r', '\n'])).map_err(|accepted| anyhow!("--{flag} must be {accepted}"))
 }
 
-fn is_same(one: &DatabaseUrl, other: &DatabaseUrl) -> bool {
-    match (one, other) {
-        (DatabaseUrl::Sqlite(one), DatabaseUrl::Sqlite(other)) => {
-            one == other || one.canonicalize().ok().is_some_and(|one| other.canonicalize().is_ok_and(|o| o == one))
-        }
-        (DatabaseUrl::Postgres(one), DatabaseUrl::Postgres(other)) => one.expose() == other.expose(),
-        _ => false,
+/// Why an end cannot be opened: advice about settings that `copy` does not take is put right.
+fn unopened(flag: &str, error: &anyhow::Error) -> anyhow::Error {
+    let error = format!("--{flag}: {error:#}");
+    if error.contains("DATABASE_URL") || error.contains("AUTO_MIGRATE") {
+        return anyhow!(
+            "{error}; `copy` goes by --{flag} alone: name its owner or another database there, or run \
+             `chatstore migrate up` on it first"
+        );
     }
+    anyhow!(error)
 }
 
 async fn run(ends: &Ends, verify_only: bool, quiet: bool) -> anyhow::Result<ExitCode> {

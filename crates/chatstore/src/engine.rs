@@ -94,8 +94,18 @@ pub(crate) async fn open_url(
     let lock = lock_url(url, command)?;
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::open_exclusive(path, config, ctx, lock),
-        DatabaseUrl::Postgres(url) => postgres::open(url, url, config, ctx).await,
+        DatabaseUrl::Postgres(url) => postgres::open(url, url, &postgres::unhurried(config), ctx).await,
     }
+}
+
+/// What two URLs have in common if they name the same database.
+pub(crate) async fn identity(url: &DatabaseUrl) -> anyhow::Result<String> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => {
+            format!("sqlite:{}", path.canonicalize().unwrap_or_else(|_| path.clone()).display())
+        }
+        DatabaseUrl::Postgres(url) => chatstore_postgres::identity(url.expose()).await?,
+    })
 }
 
 async fn exists(url: &DatabaseUrl) -> anyhow::Result<bool> {
@@ -139,8 +149,8 @@ pub(crate) async fn migrate(config: &Config, ctx: &Ctx) -> anyhow::Result<(Vec<&
             Ok((chatstore_sqlite::migrate(path, ctx)?, path.display().to_string()))
         }
         DatabaseUrl::Postgres(url) => {
-            let url = postgres::migrator(config, url).expose();
-            Ok((chatstore_postgres::migrate(url, ctx).await?, chatstore_postgres::shown(url)))
+            let migrator = postgres::migrator(config, url);
+            Ok((postgres::migrate(url, migrator, ctx).await?, chatstore_postgres::shown(migrator.expose())))
         }
     }
 }

@@ -29,7 +29,9 @@ pub(crate) fn health(args: &HealthArgs) -> anyhow::Result<()> {
         Some(url) => url.clone(),
         None => address(&args.settings.load()?)?,
     };
-    let (agent, base) = agent(&url, Agent::config_builder().timeout_global(Some(TIMEOUT)))?;
+    // Docker gives every container the proxy of its host, which does not know the container.
+    let config = Agent::config_builder().timeout_global(Some(TIMEOUT)).proxy(None);
+    let (agent, base) = agent(&url, config)?;
     let answer = agent.get(format!("{base}/readyz")).call();
     let answer = answer.with_context(|| format!("{url} does not answer"))?;
     if !answer.status().is_success() {

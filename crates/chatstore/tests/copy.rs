@@ -346,6 +346,66 @@ async fn a_killed_copy_to_postgres_goes_on_when_it_is_run_again() {
     a_killed_copy_goes_on(Postgres).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_goes_on_when_its_connections_are_ended() {
+    let from = busy_store().await;
+    let to = Database::new(Postgres).await;
+    to.open().await.close().await;
+    let (client, connection) = tokio_postgres::connect(&to.url(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = chatstore(folder.path());
+    command.args(copy_words(&from, &to, &[]));
+    let mut process = Process::spawn(command);
+    let (mut ended, mut halfway) = (0, 0);
+    while process.is_running() {
+        let messages = "select count(*) from messages";
+        let there: i64 = client.query_one(messages, &[]).await.unwrap().get(0);
+        if there > 0 {
+            let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()";
+            let connections: i64 = client.query_one(end, &[]).await.unwrap().get(0);
+            ended += connections;
+            halfway += i64::from(connections > 0 && there < 17_000);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let status = process.wait(PATIENCE);
+    eprintln!("{ended} connections were ended, {halfway} times halfway");
+    assert_eq!(status.code(), Some(0), "{}", process.err.text());
+    assert!(halfway > 0, "none was ended halfway");
+    Contents::of(&to).await.assert_equals(&Contents::of(&from).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_database_by_two_urls_is_refused() {
+    let database = small(Postgres).await;
+    let folder = tempfile::tempdir().unwrap();
+    let other = database.url().replacen("postgres://", "postgresql://", 1);
+    let refusal = tool(folder.path(), &["copy", "--from", &database.url(), "--to", &other]).refusal();
+    assert!(refusal.contains("--from and --to name the same database"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn comparing_does_not_migrate_and_copying_gives_advice_of_its_own() {
+    let from = small(Sqlite).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.db");
+    // A file of nothing is a database without a schema.
+    std::fs::write(&path, "").unwrap();
+    let old = format!("sqlite:{}", path.display());
+    let refusal = tool(folder.path(), &["copy", "--from", &from.url(), "--to", &old, "--verify-only"]).refusal();
+    assert!(refusal.contains("--to: ") && refusal.contains("`copy` goes by --to alone"), "{refusal}");
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let tables: i64 = file.query_row("select count(*) from sqlite_master", (), |row| row.get(0)).unwrap();
+    assert_eq!(tables, 0, "it only looked");
+
+    // Its role may write rows alone; the owner is named where `copy` looks.
+    let few_rights = TestDatabase::create_empty().await;
+    let refusal = tool(folder.path(), &["copy", "--from", &from.url(), "--to", &few_rights.url()]).refusal();
+    assert!(refusal.contains("name its owner or another database there"), "{refusal}");
+}
+
 /// What the comparison says of a target in which `change` changed something, and what it should name.
 async fn named(engine: Engine, change: impl AsyncFnOnce(&Keeper, &[(Session, Vec<Message>)]) -> String) {
     let (from, to) = (small(Sqlite).await, Database::new(engine).await);

@@ -1,7 +1,10 @@
 //! What server stands at the other end, and whether it will do.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, Error};
 
+use crate::connect::Target;
 use crate::error::{OpenError, open_error_at};
 
 /// The oldest PostgreSQL that is served, and the newest that is tested.
@@ -14,6 +17,22 @@ const SELECT_SERVER: &str = "select current_setting('server_version'), current_s
      (select extversion from pg_catalog.pg_extension where extname = 'vector'), \
      (select rolsuper or rolbypassrls from pg_catalog.pg_roles where rolname = current_user), \
      current_setting('fsync') = 'on', current_setting('synchronous_commit')";
+
+/// Every role may ask this, unless the server's operator has revoked it.
+const SELECT_IDENTITY: &str = "select system_identifier::text || '/' || current_database() from pg_control_system()";
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What tells the database at `url` from every other one, by whatever name, role or pooler it is reached.
+///
+/// # Errors
+/// A sentence for the operator: the database cannot be reached or the role may not ask.
+pub async fn identity(url: &str) -> Result<String, OpenError> {
+    let target = Target::parse(url)?;
+    let client = target.connect(CONNECT_TIMEOUT).await?;
+    let row = client.query_typed_one(SELECT_IDENTITY, &[]).await;
+    row.and_then(|row| row.try_get(0)).map_err(open_error_at(target.shown()))
+}
 
 /// A server and the rights that a connection has there: for the log of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]

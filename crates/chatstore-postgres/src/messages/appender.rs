@@ -7,8 +7,10 @@
 //! appends together, then each alone. One whose commit was not answered is first looked for by its
 //! messages' ids.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod batch;
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chatstore_core::clock::Timestamp;
@@ -24,6 +26,8 @@ use crate::pool::{Attempt, Failure, Pool, Undone, too_slow, transact};
 use crate::sqlstate::is_lost;
 use crate::{AppendForm, PostgresOptions};
 
+use batch::{Batch, Job, Load, Place};
+
 /// Bytes of appends that are not answered yet; more are refused as busy, so that memory stays bounded.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of appends that may share one statement.
@@ -35,42 +39,6 @@ type Answer = Result<Vec<Message>, StoreError>;
 
 /// What a batch did not store, by session, and whether it may have been stored all the same.
 type Left = (Vec<Vec<Job>>, bool);
-
-/// An append and its caller.
-struct Job {
-    append: Append,
-    deadline: Instant,
-    reply: oneshot::Sender<Answer>,
-    place: Place,
-}
-
-/// What is not answered yet.
-#[derive(Default)]
-struct Load {
-    appends: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-/// An append's share of the load, until it is answered.
-struct Place {
-    load: Arc<Load>,
-    bytes: usize,
-}
-
-impl Place {
-    fn new(load: &Arc<Load>, bytes: usize) -> Self {
-        load.appends.fetch_add(1, Ordering::Relaxed);
-        load.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Self { load: load.clone(), bytes }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.load.appends.fetch_sub(1, Ordering::Relaxed);
-        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 #[derive(Default)]
 struct Queue {
@@ -401,29 +369,4 @@ fn answer_group(group: Vec<Job>, mut last_seq: i64) -> u64 {
         count += 1;
     }
     count
-}
-
-/// Appends that share a statement, by session.
-#[derive(Default)]
-struct Batch {
-    groups: HashMap<SessionId, Vec<Job>>,
-    count: usize,
-}
-
-impl Batch {
-    /// Whether `append` can join the group of its session.
-    fn fits(&self, append: &Append) -> bool {
-        let Some(group) = self.groups.get(&append.session_id) else { return true };
-        let same_scope = group.iter().all(|job| job.append.scope == append.scope);
-        same_scope && append.external_ids().all(|id| group.iter().all(|job| job.append.external_ids().all(|i| i != id)))
-    }
-
-    fn push(&mut self, job: Job) {
-        self.count += 1;
-        self.groups.entry(job.append.session_id).or_default().push(job);
-    }
-
-    fn sessions(&self) -> HashSet<SessionId> {
-        self.groups.keys().copied().collect()
-    }
 }

@@ -17,7 +17,7 @@ use crate::params::Param;
 /// How long the request to cancel a statement may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a server is silent before the way to it is in doubt.
-const SILENCE: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(100);
 /// How long the statement may go on after a request to cancel it.
 const CANCEL_PAUSE: Duration = Duration::from_millis(100);
 /// Times it is asked for: a request that comes before its statement has begun is lost.

@@ -35,7 +35,7 @@ async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
     let statement_timeout = Duration::from_secs(3);
     let store = open(&database.url(), |options| options.statement_timeout = statement_timeout).await;
     let mut left = rounds();
-    let mut slowest = Duration::ZERO;
+    let (mut acknowledged, mut slowest) = (0, Duration::ZERO);
     while left > 0 {
         let ledger = Ledger::open(&store, SESSIONS, statement_timeout + SLACK).await;
         let writers = ledger.start_writers(WRITERS, &[&store]);
@@ -48,8 +48,9 @@ async fn nothing_acknowledged_is_lost_when_the_database_is_killed() {
         }
         writers.finish().await;
         ledger.check(&store).await;
-        assert!(ledger.acknowledged() > 200, "the test has hardly tested");
+        acknowledged += ledger.acknowledged();
     }
+    assert!(acknowledged > 10 * rounds(), "the test has hardly tested: {acknowledged} acknowledged");
     eprintln!("killed {} times, service within {slowest:?} of each start", rounds());
 }
 

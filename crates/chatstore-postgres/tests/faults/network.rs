@@ -53,7 +53,8 @@ async fn commits_meet(fate: Fate, commits: usize, change: impl FnOnce(&mut Postg
     writers.finish().await;
     place.proxy.spoil(Fate::Answered, 1);
     ledger.check(&place.direct).await;
-    assert_eq!(ledger.refused(), 0, "there was time to look for each");
+    // One in three fails, and an append may have bad luck every time that it is tried.
+    assert!(ledger.refused() * 50 < ledger.acknowledged(), "there was time to look for each");
     if fate == Fate::AnswerLost {
         eprintln!("{} commits without an answer", place.proxy.swallowed());
         assert!(place.proxy.swallowed() > commits / 2, "{} were swallowed", place.proxy.swallowed());

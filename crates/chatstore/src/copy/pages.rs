@@ -6,7 +6,7 @@ use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
 use chatstore_core::store::{Scope, Store};
 
-use super::patience::Patience;
+use super::patience::patiently;
 
 const SESSIONS_A_PAGE: u32 = 200;
 /// Their bytes have a bound too, which is the store's.
@@ -28,13 +28,9 @@ impl<'a> Sessions<'a> {
 
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Session>> {
         if self.page.as_slice().is_empty() && !self.ended {
-            let mut patience = Patience::new();
-            let page = loop {
-                match self.store.export_sessions(self.scope, self.after, SESSIONS_A_PAGE).await {
-                    Ok(page) => break page,
-                    Err(error) => patience.after(error).await.context("the sessions cannot be read")?,
-                }
-            };
+            let (store, scope, after) = (self.store, self.scope, self.after);
+            let page = patiently(|| store.export_sessions(scope, after, SESSIONS_A_PAGE)).await;
+            let page = page.context("the sessions cannot be read")?;
             self.ended = page.len() < SESSIONS_A_PAGE as usize;
             self.page = page.into_iter();
         }
@@ -55,13 +51,8 @@ pub(super) async fn messages(
     if after >= last {
         return Ok(Vec::new());
     }
-    let mut patience = Patience::new();
-    let page = loop {
-        match store.export_messages(scope, id, after, last, MESSAGES_A_PAGE).await {
-            Ok(page) => break page,
-            Err(error) => patience.after(error).await.with_context(|| format!("session {id} cannot be read"))?,
-        }
-    };
+    let page = patiently(|| store.export_messages(scope, id, after, last, MESSAGES_A_PAGE)).await;
+    let page = page.with_context(|| format!("session {id} cannot be read"))?;
     if page.is_empty() {
         bail!("session {id} has {last} messages, but only {after} can be read; the database is damaged");
     }

@@ -1,10 +1,10 @@
-//! Asking a busy store again.
+//! Asking a store again that is busy or away for a moment.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatstore_core::store::StoreError;
 
-/// How long a busy store is asked again.
+/// How long an operation is tried again after it first failed.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -12,23 +12,37 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The tries of one operation.
 pub(super) struct Patience {
     pause: Duration,
-    waited: Duration,
+    failed_first: Option<Instant>,
 }
 
 impl Patience {
     pub(super) fn new() -> Self {
-        Self { pause: PAUSE_MIN, waited: Duration::ZERO }
+        Self { pause: PAUSE_MIN, failed_first: None }
     }
 
-    /// Waits, longer each time, if the store was busy; gives any other error back, and that one too
-    /// in the end.
+    /// Waits, longer each time, if the store was busy or away; gives any other error back, and that
+    /// one too in the end. Whether an operation that failed so took effect is unknown.
     pub(super) async fn after(&mut self, error: StoreError) -> Result<(), StoreError> {
-        if error != StoreError::Busy || self.waited >= TIMEOUT {
+        let since = *self.failed_first.get_or_insert_with(Instant::now);
+        if !matches!(error, StoreError::Busy | StoreError::Unavailable { .. }) || since.elapsed() >= TIMEOUT {
             return Err(error);
         }
         tokio::time::sleep(self.pause).await;
-        self.waited += self.pause;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         Ok(())
+    }
+}
+
+/// What `read` finds, asked as often as it takes.
+pub(super) async fn patiently<T, F>(mut read: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut patience = Patience::new();
+    loop {
+        match read().await {
+            Ok(found) => return Ok(found),
+            Err(error) => patience.after(error).await?,
+        }
     }
 }

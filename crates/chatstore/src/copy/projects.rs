@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use chatstore_core::api_keys::ApiKey;
 use chatstore_core::archive::Checksum;
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::projects::Project;
-use chatstore_core::store::Store;
+use chatstore_core::store::{Store, StoreError};
 
 use super::Ends;
+use super::patience::{Patience, patiently};
 
 /// Conflicts that a refusal names.
 const CONFLICTS_SHOWN: usize = 10;
@@ -77,7 +78,17 @@ pub(super) async fn missing(ends: &Ends) -> anyhow::Result<Missing> {
 
 impl Missing {
     /// Stores it, the oldest first.
-    pub(super) async fn create(self, ends: &Ends) -> anyhow::Result<()> {
+    pub(super) async fn create(mut self, ends: &Ends) -> anyhow::Result<()> {
+        let mut patience = Patience::new();
+        while let Err(error) = self.store(ends).await {
+            patience.after(error).await.context("the projects and API keys could not be stored")?;
+            // A part of it may be there now, and would be refused.
+            self = missing(ends).await?;
+        }
+        Ok(())
+    }
+
+    async fn store(self, ends: &Ends) -> Result<(), StoreError> {
         for project in self.projects {
             ends.target.create_project(project).await?;
         }
@@ -94,7 +105,8 @@ impl Missing {
 /// All projects by their ids. The default project is made with each schema and keeps the date of
 /// its own, so that date is left out.
 pub(super) async fn projects(store: &dyn Store) -> anyhow::Result<BTreeMap<ProjectId, Project>> {
-    let projects = store.list_projects().await?.into_iter().map(|mut project| {
+    let projects = patiently(|| store.list_projects()).await.context("the projects cannot be read")?;
+    let projects = projects.into_iter().map(|mut project| {
         if project.project_id == ProjectId::DEFAULT {
             project.created_at = Timestamp::from_micros(0).expect("1970 is in range");
         }
@@ -105,7 +117,8 @@ pub(super) async fn projects(store: &dyn Store) -> anyhow::Result<BTreeMap<Proje
 
 /// All keys by their ids.
 pub(super) async fn api_keys(store: &dyn Store) -> anyhow::Result<BTreeMap<String, ApiKey>> {
-    let keys = store.list_api_keys().await?.into_iter().map(|(key, _)| (key.key_id.clone(), key));
+    let keys = patiently(|| store.list_api_keys()).await.context("the API keys cannot be read")?;
+    let keys = keys.into_iter().map(|(key, _)| (key.key_id.clone(), key));
     Ok(keys.collect())
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use chatstore_core::clock::Ctx;
 use chatstore_postgres::{AppendForm, OpenError, PostgresOptions, PostgresStore};
 use chatstore_server::config::{Config, DatabaseUrl, PostgresAppend, Secret};
@@ -22,10 +23,25 @@ pub(super) fn migrator<'a>(config: &'a Config, url: &'a Secret) -> &'a Secret {
     }
 }
 
+/// Applies what is pending to the database at `url`, as the role of `migrator`, which must lead to the same.
+pub(super) async fn migrate(url: &Secret, migrator: &Secret, ctx: &Ctx) -> anyhow::Result<Vec<&'static str>> {
+    let (served, migrated) = (url.expose(), migrator.expose());
+    if served != migrated
+        && chatstore_postgres::identity(served).await? != chatstore_postgres::identity(migrated).await?
+    {
+        bail!(
+            "MIGRATE_DATABASE_URL leads to {} and DATABASE_URL to {}, which is another database; name the same in both",
+            chatstore_postgres::shown(migrated),
+            chatstore_postgres::shown(served)
+        );
+    }
+    Ok(chatstore_postgres::migrate(migrated, ctx).await?)
+}
+
 /// Opens the database; before that, its migrator brings it up to date if it may.
 pub(super) async fn open(url: &Secret, migrator: &Secret, config: &Config, ctx: &Ctx) -> anyhow::Result<OpenStore> {
     if config.auto_migrate {
-        let applied = chatstore_postgres::migrate(migrator.expose(), ctx).await?;
+        let applied = migrate(url, migrator, ctx).await?;
         if !applied.is_empty() {
             tracing::info!(migrations = applied.join(", "), "migrated");
         }
@@ -73,6 +89,14 @@ fn is_passing(error: &anyhow::Error) -> bool {
 pub(super) async fn exists(url: &Secret) -> anyhow::Result<bool> {
     let steps = chatstore_postgres::migration_status(url.expose()).await?;
     Ok(steps.iter().any(|step| step.applied_at.is_some()))
+}
+
+/// The settings for a command without a client that waits: it rather takes longer than fails.
+pub(super) fn unhurried(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.postgres_acquire_timeout = config.postgres_acquire_timeout.max(Duration::from_secs(30));
+    config.postgres_statement_timeout = config.postgres_statement_timeout.max(Duration::from_secs(60));
+    config
 }
 
 fn options(config: &Config, url: &Secret) -> PostgresOptions {

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::{API_KEY, Server, chatstore, run, serve};
 
+/// A proxy that does not answer.
+const NO_PROXY: &str = "http://127.0.0.1:1";
+
 /// `health` with these variables and nothing else said.
 fn health(variables: &[(&str, &str)]) -> Command {
     let mut command = chatstore(std::path::Path::new("/"));
@@ -34,12 +37,17 @@ fn a_ready_server_is_found_by_its_settings_and_by_its_address() {
         (&[("PORT", port), ("HOST", "0.0.0.0")], &[]),
         (&[], &["--port", port]),
         (&[("PORT", "1")], &["--url", server.url.as_str()]),
+        (&[("PORT", port), ("HTTP_PROXY", NO_PROXY), ("ALL_PROXY", NO_PROXY)], &[]),
     ] {
         let mut command = health(variables);
         command.args(words);
         let finished = run(command).ok();
         assert_eq!((finished.out, finished.err), (format!("{} is ready\n", server.url), String::new()));
     }
+    // Nor is a proxy asked for an address that is none of loopback.
+    let mut command = health(&[("HTTP_PROXY", NO_PROXY), ("ALL_PROXY", NO_PROXY)]);
+    command.args(["--url", &format!("http://0.0.0.0:{port}")]);
+    run(command).ok();
     let port = port.to_owned();
     server.stop();
     let line = unfit(health(&[("PORT", &port)]));
@@ -54,10 +62,31 @@ fn a_server_on_a_unix_socket_is_asked_there() {
     let mut command = serve(folder.path());
     command.env("UNIX_SOCKET", &socket).env("API_KEY", API_KEY);
     let mut server = Server::spawn(command);
-    let variables = [("UNIX_SOCKET", socket.to_str().unwrap())];
+    let variables = [("UNIX_SOCKET", socket.to_str().unwrap()), ("HTTP_PROXY", NO_PROXY)];
     assert_eq!(run(health(&variables)).ok().out, format!("unix:{} is ready\n", socket.display()));
     server.stop();
     assert!(unfit(health(&variables)).contains("does not answer"));
+}
+
+#[test]
+fn an_import_on_this_host_asks_no_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("in.jsonl"), "{\"id\": \"a\", \"messages\": [{\"content\": \"Hi\"}]}\n").unwrap();
+    let socket = folder.path().join("chatstore.sock");
+    for name in ["tcp", "unix"] {
+        let mut command = serve(folder.path());
+        command.env("API_KEY", API_KEY).env("DATABASE_URL", format!("sqlite:{name}.db"));
+        if name == "unix" {
+            command.env("UNIX_SOCKET", &socket);
+        }
+        let mut server = Server::spawn(command);
+        let mut command = chatstore(folder.path());
+        command.args(["import", "in.jsonl", "--url", &server.url]);
+        command.envs([("API_KEY", API_KEY), ("HTTP_PROXY", NO_PROXY), ("ALL_PROXY", NO_PROXY)]);
+        let imported = run(command).ok();
+        assert!(imported.err.contains("Imported 1 session and 1 message"), "{name}: {}", imported.err);
+        server.stop();
+    }
 }
 
 /// Answers one request with `answer`, or takes it and never says a word.

@@ -207,6 +207,20 @@ fn the_owner_migrates_and_the_server_needs_no_more_than_rows() {
 }
 
 #[test]
+fn a_migrator_of_another_database_is_refused_before_it_migrates() {
+    let (served, other) = (now(TestDatabase::create()), now(TestDatabase::create_empty()));
+    let place = Place::new(served.url()).with("MIGRATE_DATABASE_URL", other.owner_url());
+    let mut command = place.tool(&["migrate", "up"]);
+    command.env("LOG_LEVEL", "error");
+    for refused in [place.refusal(), run(command).refusal()] {
+        assert!(refused.contains("name the same in both"), "{refused}");
+        assert!(refused.contains(served.name()) && refused.contains(other.name()), "{refused}");
+    }
+    let status = run(Place::new(other.owner_url()).tool(&["migrate", "status"])).ok().out;
+    assert!(status.lines().all(|line| line.ends_with(" pending")), "{status}");
+}
+
+#[test]
 fn without_auto_migrate_an_empty_database_is_refused_until_it_is_migrated() {
     let database = now(TestDatabase::create_empty());
     let place = Place::new(database.owner_url()).with("AUTO_MIGRATE", "false");

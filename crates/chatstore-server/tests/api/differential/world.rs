@@ -46,6 +46,9 @@ struct Seen {
     version: i64,
 }
 
+/// Makes a request of one kind.
+type Generator = fn(&mut World) -> Operation;
+
 /// How requests of one operation ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -86,7 +89,7 @@ impl World {
     }
 
     pub(super) fn next_operation(&mut self) -> Operation {
-        let operations: [(usize, fn(&mut Self) -> Operation); 13] = [
+        let operations: [(usize, Generator); 13] = [
             (9, Self::create_session),
             (5, Self::get_session),
             (13, Self::list_sessions),
