@@ -48,17 +48,14 @@ impl TestDatabase {
     /// A database with nothing in it on the server of `TEST_POSTGRES_URL`.
     pub async fn create_empty() -> Self {
         let server = variable("TEST_POSTGRES_URL");
-        let client = connect(&server).await;
+        // The role of [`Self::url`] comes with the template.
+        let (client, _) = prepare(&server).await;
         Self::create_from("template1", server, &client).await
     }
 
     /// A migrated database on the server at `server`, the URL of a superuser.
     pub async fn create_on(server: &str) -> Self {
-        let template = template_name();
-        let client = connect(server).await;
-        if !exists(&client, &template).await {
-            make_template(server, &client, &template).await;
-        }
+        let (client, template) = prepare(server).await;
         Self::create_from(&template, server.to_owned(), &client).await
     }
 
@@ -110,6 +107,16 @@ fn template_name() -> String {
     digest.update(include_str!("../migrate.rs"));
     digest.update(GRANTS);
     format!("chatstore_template_{}", hexadecimal(&digest.finalize()[..8]))
+}
+
+/// A connection to a server that has the role and the template, and the template's name.
+async fn prepare(server: &str) -> (Client, String) {
+    let template = template_name();
+    let client = connect(server).await;
+    if !exists(&client, &template).await {
+        make_template(server, &client, &template).await;
+    }
+    (client, template)
 }
 
 /// Makes the template, unless another process has done so in the meantime.

@@ -24,13 +24,13 @@ async fn lock(database: &TestDatabase, session_id: SessionId) -> Client {
 
 /// Red if whoever shares a batch with an append to a locked session waits for the lock too, if the
 /// batches in flight can all be held up, or if an append waits for a lock beyond its deadline.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn locked_sessions_are_refused_in_time_and_hold_up_no_other() {
+async fn locked_sessions(prepared_statements: bool) {
     let database = TestDatabase::create().await;
     let (acquire_timeout, statement_timeout) = (Duration::from_millis(400), Duration::from_secs(3));
     let store = open(&database.url(), |options| {
         options.acquire_timeout = acquire_timeout;
         options.statement_timeout = statement_timeout;
+        options.prepared_statements = prepared_statements;
     })
     .await;
     let locked = Ledger::open(&store, 3, statement_timeout + SLACK).await;
@@ -52,6 +52,17 @@ async fn locked_sessions_are_refused_in_time_and_hold_up_no_other() {
     others.check(&store).await;
     assert_eq!(others.refused(), 0);
     assert!(others.acknowledged() > 100, "{} beside the locked ones", others.acknowledged());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locked_sessions_are_refused_in_time_and_hold_up_no_other() {
+    locked_sessions(true).await;
+}
+
+/// A server behind a pooler is not told how long to wait for a lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locked_sessions_hold_up_no_other_behind_a_pooler_either() {
+    locked_sessions(false).await;
 }
 
 /// Red if a server without a free connection is taken for a defect, or is not asked again.

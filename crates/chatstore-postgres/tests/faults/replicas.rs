@@ -11,6 +11,7 @@ use chatstore_core::messages::{Message, MessageStore as _, NewMessage};
 use chatstore_core::store::{Store as _, StoreError};
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{AppendForm, PostgresStore};
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -94,8 +95,8 @@ impl Writer {
     }
 }
 
-/// Red if replicas wait for each other in a circle, if one reads
-/// `last_seq` before it has the lock, or if a bad append fails its neighbours.
+/// Red if a bad append fails its neighbours, if a conflict is dropped or is told to the wrong one, or
+/// if replicas wait for each other in a circle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_give_one_order_and_each_append_its_own_answer() {
     let database = TestDatabase::create().await;
@@ -175,6 +176,42 @@ async fn replicas_give_one_gapless_order_in_every_session() {
     assert_eq!(ledger.refused(), 0);
     ledger.check(&stores[1]).await;
     assert_eq!(deadlocks(&stores, &owner(&database).await).await, 0);
+}
+
+/// Red if a batch that fails is not taken apart, for an error that nothing foresees.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_the_database_refuses_fails_no_neighbour() {
+    let database = TestDatabase::create().await;
+    let store = open(&database.url(), |_| {}).await;
+    let refusal = "create function refuse() returns trigger language plpgsql as
+            $$ begin raise exception 'refused' using errcode = 'P0001'; end $$;
+        create trigger refuse before insert on messages for each row when (new.content = 'bad') execute function refuse()";
+    owner(&database).await.batch_execute(refusal).await.unwrap();
+    let (ctx, mut sessions) = (Ctx::system(), Vec::new());
+    for _ in 0..4 {
+        sessions.push(new_session(&store).await.session_id);
+    }
+    for _ in 0..10 {
+        let appends = (0..24).map(async |number| {
+            let session_id = sessions[number % sessions.len()];
+            let content = if number % 5 == 0 { "bad" } else { "good" };
+            let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", content);
+            (content, store.append_messages(&SCOPE, session_id, vec![new], ctx.now()).await)
+        });
+        for (content, result) in join_all(appends).await {
+            match result {
+                Ok(_) => assert_eq!(content, "good"),
+                Err(error) => assert_eq!(content, "bad", "{error}"),
+            }
+        }
+    }
+    let mut count = 0;
+    for session_id in sessions {
+        let session = read_session(&store, session_id).await.unwrap();
+        assert_eq!(session.last_seq, session.message_count);
+        count += session.message_count;
+    }
+    assert_eq!(count, 10 * 19);
 }
 
 /// Red if a store believes for longer what it knows of a key.
