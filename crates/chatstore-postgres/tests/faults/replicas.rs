@@ -95,8 +95,7 @@ impl Writer {
     }
 }
 
-/// Red if a bad append fails its neighbours, if a conflict is dropped or is told to the wrong one, or
-/// if replicas wait for each other in a circle.
+/// Red if a conflict is dropped, or is told to a neighbour, or if replicas wait for each other in a circle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_give_one_order_and_each_append_its_own_answer() {
     let database = TestDatabase::create().await;
