@@ -266,15 +266,16 @@ impl Appender {
             Err(_) => return refuse(groups, &too_slow()),
         };
         drop(lease);
+        // Counted before anybody is answered, so that who has an answer finds it in the counts.
+        let done = groups.iter().zip(&stored).filter(|(_, last_seq)| last_seq.is_some());
+        self.count(done.map(|(group, _)| group.len() as u64).sum());
         let mut alone = Vec::new();
-        let mut count = 0;
         for (group, last_seq) in groups.into_iter().zip(stored) {
             match last_seq {
-                Some(last_seq) => count += answer_group(group, last_seq),
+                Some(last_seq) => answer_group(group, last_seq),
                 None => alone.push(group),
             }
         }
-        self.count(count);
         (alone, false)
     }
 
@@ -359,14 +360,11 @@ fn refuse(groups: Vec<Vec<Job>>, error: &StoreError) -> Left {
     (Vec::new(), false)
 }
 
-/// Answers the appends of one session; tells how many there were.
-fn answer_group(group: Vec<Job>, mut last_seq: i64) -> u64 {
-    let mut count = 0;
+/// Answers the appends of one session.
+fn answer_group(group: Vec<Job>, mut last_seq: i64) {
     for job in group {
         let stored = job.append.into_stored(last_seq);
         last_seq = stored.last().map_or(last_seq, |message| message.seq);
         let _ = job.reply.send(Ok(stored));
-        count += 1;
     }
-    count
 }
