@@ -4,6 +4,7 @@ mod checksum;
 
 use async_trait::async_trait;
 
+use crate::embeddings::Embedding;
 use crate::ids::SessionId;
 use crate::messages::Message;
 use crate::sessions::Session;
@@ -21,7 +22,7 @@ pub enum ArchiveIdentity {
 }
 
 /// A conversation, or the next part of one, to be stored as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ArchivedSession {
     /// How it is recognised.
     pub identity: ArchiveIdentity,
@@ -29,6 +30,10 @@ pub struct ArchivedSession {
     pub session: Session,
     /// Messages with their final `seq`, rising by one from the first.
     pub messages: Vec<Message>,
+    /// Vectors of those of the messages that are stored.
+    pub embeddings: Vec<Embedding>,
+    /// Whether messages that are stored are queued for the embedding source.
+    pub embed: bool,
 }
 
 /// What an import stored.

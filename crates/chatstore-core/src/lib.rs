@@ -9,6 +9,7 @@ pub mod archive;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod embeddings;
 pub mod ids;
 pub mod json;
 pub mod limits;
@@ -16,5 +17,6 @@ pub mod messages;
 pub mod migrations;
 pub mod page;
 pub mod projects;
+pub mod search;
 pub mod sessions;
 pub mod store;

@@ -44,3 +44,25 @@ pub const VERSION_MAX: i64 = 1_000_000_000_000_000;
 pub const PAGE_BYTES_MAX: usize = 16 << 20;
 /// Messages of a deleted session that are erased in one transaction.
 pub const ERASE_MESSAGES_BATCH: u32 = 500;
+/// Numbers of a vector.
+pub const VECTOR_DIMENSIONS_MAX: usize = 4_000;
+/// Bytes of an embedding model's name.
+pub const EMBEDDING_MODEL_BYTES_MAX: usize = 200;
+/// Embedding models of one project.
+pub const EMBEDDING_MODELS_MAX: usize = 100;
+/// Bytes of a search query.
+pub const SEARCH_QUERY_BYTES_MAX: usize = 4_096;
+/// Words of a search query that count; the rest is ignored.
+pub const SEARCH_WORDS_MAX: usize = 64;
+/// Most matches that one search ranks.
+pub const SEARCH_MATCHES_MAX: usize = 1_000;
+/// Matches of each kind that a hybrid search merges.
+pub const SEARCH_FUSED_MAX: usize = 200;
+/// Bytes of text that one search reads before it leaves older matches out.
+pub const SEARCH_BYTES_MAX: usize = 64 << 20;
+/// Messages that a hit shows before, and after, itself.
+pub const SEARCH_CONTEXT_MAX: u32 = 10;
+/// Messages that are looked at in one step of making derived data anew.
+pub const REINDEX_MESSAGES_BATCH: u32 = 500;
+/// Bytes of text that are lent to a worker at once.
+pub const EMBEDDING_CLAIM_BYTES_MAX: usize = 4 << 20;

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
+use crate::embeddings::NewEmbedding;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json::RawJson;
 use crate::page::{MessagePosition, Order, Page, PageRequest};
@@ -96,7 +97,7 @@ impl MessageStatus {
 }
 
 /// A message to be appended; the store gives it its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NewMessage {
     /// Its id, minted by the caller in the session's bucket.
     pub message_id: MessageId,
@@ -120,6 +121,10 @@ pub struct NewMessage {
     pub external_id: Option<String>,
     /// Its size in tokens.
     pub token_count: Option<i64>,
+    /// A vector that came with it.
+    pub embedding: Option<NewEmbedding>,
+    /// Whether it is queued for the embedding source.
+    pub embed: bool,
 }
 
 impl NewMessage {
@@ -137,13 +142,16 @@ impl NewMessage {
             context: None,
             external_id: None,
             token_count: None,
+            embedding: None,
+            embed: false,
         }
     }
 
     /// Roughly how many bytes it takes.
     pub fn bytes(&self) -> usize {
         let json = json_bytes(self.payload.as_ref()) + json_bytes(self.context.as_ref());
-        FIXED_BYTES + self.content.len() + self.metadata.bytes() + json
+        let vector = self.embedding.as_ref().map_or(0, |embedding| size_of::<f32>() * embedding.vector.dimensions());
+        FIXED_BYTES + self.content.len() + self.metadata.bytes() + json + vector
     }
 
     /// The message as it stands at place `seq`.
@@ -188,6 +196,9 @@ pub struct MessagePatch {
     pub status: Option<MessageStatus>,
     /// New size in tokens.
     pub token_count: Option<i64>,
+    /// Whether a new text is queued for the embedding source. The vectors of the old one go in
+    /// any case.
+    pub embed: bool,
 }
 
 impl MessagePatch {

@@ -5,10 +5,12 @@ use thiserror::Error;
 
 use crate::api_keys::ApiKeyStore;
 use crate::archive::ArchiveStore;
+use crate::embeddings::EmbeddingStore;
 use crate::ids::{Bucket, ProjectId};
 use crate::messages::MessageStore;
 use crate::page::CursorKey;
 use crate::projects::ProjectStore;
+use crate::search::SearchStore;
 use crate::sessions::SessionStore;
 
 /// Whose data a call may see and change. Every method that touches data takes one; rows outside it
@@ -128,7 +130,9 @@ pub struct StoreStats {
 
 /// A durable chat store: what the server needs of an engine.
 #[async_trait]
-pub trait Store: SessionStore + MessageStore + ApiKeyStore + ProjectStore + ArchiveStore {
+pub trait Store:
+    SessionStore + MessageStore + ApiKeyStore + ProjectStore + ArchiveStore + SearchStore + EmbeddingStore
+{
     /// Whether the store can be read and written now; the reason if not.
     async fn check(&self) -> Result<(), StoreError>;
 

@@ -8,12 +8,14 @@ mod api_keys;
 mod archive;
 mod columns;
 mod connect;
+mod embeddings;
 mod error;
 mod messages;
 mod migrate;
 mod params;
 mod pool;
 mod projects;
+mod search;
 mod sessions;
 mod sqlstate;
 #[cfg(feature = "testing")]

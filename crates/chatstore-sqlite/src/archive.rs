@@ -128,7 +128,7 @@ fn blank_if_deleted(message: &mut Message) {
 }
 
 fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> Result<Imported, Failure> {
-    let ArchivedSession { identity, session, messages } = archived;
+    let ArchivedSession { identity, session, messages, embeddings: _, embed: _ } = archived;
     if scope.user_id.is_some() && session.user_id != scope.user_id {
         let detail = "is another than the caller speaks for".to_owned();
         return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail }.into());

@@ -9,12 +9,14 @@ mod archive;
 mod backup;
 mod columns;
 mod connection;
+mod embeddings;
 mod error;
 mod lock;
 mod messages;
 mod migrate;
 mod projects;
 mod reader;
+mod search;
 mod sessions;
 mod writer;
 

@@ -94,7 +94,13 @@ async fn fill(t: &TestStore) {
 }
 
 fn archived(identity: ArchiveIdentity, (session, messages): &Conversation) -> ArchivedSession {
-    ArchivedSession { identity, session: session.clone(), messages: messages.clone() }
+    ArchivedSession {
+        identity,
+        session: session.clone(),
+        messages: messages.clone(),
+        embeddings: Vec::new(),
+        embed: false,
+    }
 }
 
 /// A conversation as another program's export gives it: ids minted anew each time.

@@ -7,9 +7,11 @@
 
 pub mod api_keys;
 pub mod archive;
+pub mod embeddings;
 pub mod law;
 pub mod messages;
 pub mod projects;
+pub mod search;
 pub mod sessions;
 pub mod store;
 

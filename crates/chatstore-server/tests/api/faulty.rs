@@ -7,10 +7,14 @@ use async_trait::async_trait;
 use chatstore_core::api_keys::{ApiKey, ApiKeyStore};
 use chatstore_core::archive::{ArchiveStore, ArchivedSession, Imported};
 use chatstore_core::clock::Timestamp;
+use chatstore_core::embeddings::{
+    Embedding, EmbeddingBacklog, EmbeddingJob, EmbeddingSource, EmbeddingStore, JobOutcome, NewEmbedding, VectorQuery,
+};
 use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::messages::{Message, MessagePage, MessagePatch, MessageQuery, MessageStore, NewMessage};
 use chatstore_core::page::{CursorKey, MessagePosition, PageRequest, SessionPosition};
 use chatstore_core::projects::{Project, ProjectStore};
+use chatstore_core::search::{Derived, FoundMessage, RankedMessage, Reindexed, SearchFilter, SearchStore, TextQuery};
 use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionStore};
 use chatstore_core::store::{ExpectedVersion, Scope, Store, StoreError, StoreStats};
 
@@ -208,6 +212,118 @@ impl ProjectStore for FaultyStore {
 
     async fn list_projects(&self) -> Result<Vec<Project>, StoreError> {
         self.inner.list_projects().await
+    }
+}
+
+#[async_trait]
+impl SearchStore for FaultyStore {
+    async fn search_text(
+        &self,
+        scope: &Scope,
+        query: &TextQuery,
+        filter: &SearchFilter,
+        limit: usize,
+    ) -> Result<Vec<RankedMessage>, StoreError> {
+        self.trip("search_text").await?;
+        self.inner.search_text(scope, query, filter, limit).await
+    }
+
+    async fn search_vectors(
+        &self,
+        scope: &Scope,
+        query: &VectorQuery,
+        filter: &SearchFilter,
+        limit: usize,
+    ) -> Result<Vec<RankedMessage>, StoreError> {
+        self.trip("search_vectors").await?;
+        self.inner.search_vectors(scope, query, filter, limit).await
+    }
+
+    async fn get_found_messages(
+        &self,
+        scope: &Scope,
+        message_ids: &[MessageId],
+    ) -> Result<Vec<FoundMessage>, StoreError> {
+        self.trip("get_found_messages").await?;
+        self.inner.get_found_messages(scope, message_ids).await
+    }
+
+    async fn start_reindex(&self, derived: Derived) -> Result<(), StoreError> {
+        self.trip("start_reindex").await?;
+        self.inner.start_reindex(derived).await
+    }
+
+    async fn reindex_some(&self, derived: Derived) -> Result<Reindexed, StoreError> {
+        self.trip("reindex_some").await?;
+        self.inner.reindex_some(derived).await
+    }
+
+    async fn is_reindexing(&self, derived: Derived) -> Result<bool, StoreError> {
+        self.trip("is_reindexing").await?;
+        self.inner.is_reindexing(derived).await
+    }
+}
+
+#[async_trait]
+impl EmbeddingStore for FaultyStore {
+    async fn set_embedding(
+        &self,
+        scope: &Scope,
+        message_id: MessageId,
+        embedding: NewEmbedding,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.trip("set_embedding").await?;
+        self.inner.set_embedding(scope, message_id, embedding, now).await
+    }
+
+    async fn list_embeddings(&self, scope: &Scope, message_ids: &[MessageId]) -> Result<Vec<Embedding>, StoreError> {
+        self.trip("list_embeddings").await?;
+        self.inner.list_embeddings(scope, message_ids).await
+    }
+
+    async fn get_embedding_source(&self) -> Result<Option<EmbeddingSource>, StoreError> {
+        self.trip("get_embedding_source").await?;
+        self.inner.get_embedding_source().await
+    }
+
+    async fn set_embedding_source(&self, model: &str) -> Result<EmbeddingSource, StoreError> {
+        self.trip("set_embedding_source").await?;
+        self.inner.set_embedding_source(model).await
+    }
+
+    async fn settle_embedding_source(&self) -> Result<bool, StoreError> {
+        self.trip("settle_embedding_source").await?;
+        self.inner.settle_embedding_source().await
+    }
+
+    async fn claim_embedding_jobs(
+        &self,
+        now: Timestamp,
+        lease_until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<EmbeddingJob>, StoreError> {
+        self.trip("claim_embedding_jobs").await?;
+        self.inner.claim_embedding_jobs(now, lease_until, limit).await
+    }
+
+    async fn complete_embedding_jobs(
+        &self,
+        jobs: Vec<(EmbeddingJob, JobOutcome)>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.trip("complete_embedding_jobs").await?;
+        self.inner.complete_embedding_jobs(jobs, now).await
+    }
+
+    async fn get_embedding_backlog(&self, scope: &Scope) -> Result<EmbeddingBacklog, StoreError> {
+        self.trip("get_embedding_backlog").await?;
+        self.inner.get_embedding_backlog(scope).await
+    }
+
+    async fn retry_parked_embeddings(&self, scope: &Scope, now: Timestamp) -> Result<u64, StoreError> {
+        self.trip("retry_parked_embeddings").await?;
+        self.inner.retry_parked_embeddings(scope, now).await
     }
 }
 

@@ -64,7 +64,13 @@ async fn copy_session(
         let part = messages(ends.source.as_ref(), &scope, &session, after).await?;
         let last = part.last().map_or(after, |message| message.seq);
         let identity = ArchiveIdentity::SessionId;
-        let archived = ArchivedSession { identity, session: session.clone(), messages: part };
+        let archived = ArchivedSession {
+            identity,
+            session: session.clone(),
+            messages: part,
+            embeddings: Vec::new(),
+            embed: false,
+        };
         match ends.target.import_session(&scope, archived).await {
             Ok(imported) => meter.add(u64::from(imported.session), imported.messages),
             Err(error) => {

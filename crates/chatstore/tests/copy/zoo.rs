@@ -268,7 +268,13 @@ impl Keeper {
                 message
             };
             let messages = (1..=501).map(message).collect();
-            let archived = ArchivedSession { identity: ArchiveIdentity::SessionId, session, messages };
+            let archived = ArchivedSession {
+                identity: ArchiveIdentity::SessionId,
+                session,
+                messages,
+                embeddings: Vec::new(),
+                embed: false,
+            };
             self.store.import_session(scope, archived).await.unwrap();
         }
     }

@@ -196,7 +196,11 @@ impl Conversation {
         // A tombstone can only be recognised by its own id.
         let by_external_id = !exported || (moved && session.external_id.is_some() && session.deleted_at.is_none());
         let identity = if by_external_id { ArchiveIdentity::ExternalId } else { ArchiveIdentity::SessionId };
-        if errors.is_empty() { Ok(ArchivedSession { identity, session, messages }) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(ArchivedSession { identity, session, messages, embeddings: Vec::new(), embed: false })
+        } else {
+            Err(errors)
+        }
     }
 }
 

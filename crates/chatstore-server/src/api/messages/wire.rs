@@ -189,6 +189,8 @@ impl AppendMessageRequest {
             context: self.context.value(),
             external_id,
             token_count,
+            embedding: None,
+            embed: false,
         })
     }
 }
@@ -315,6 +317,7 @@ impl UpdateMessageRequest {
                 read_status("/status", status, &mut errors)
             },
             token_count: self.token_count.not_null("/token_count", &mut errors),
+            embed: false,
         };
         check_content("/content".to_owned(), patch.content.as_ref().map_or(0, String::len), app)?;
         check_content("/payload".to_owned(), patch.payload.as_ref().map_or(0, |it| payload_text(it).len()), app)?;
