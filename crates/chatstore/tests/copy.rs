@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use chatstore_core::api_keys::{ApiKey, PresentedKey};
 use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::embeddings::Embedding;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::messages::{Message, MessagePatch, MessageQuery};
 use chatstore_core::page::{Order, PageRequest};
@@ -23,7 +24,7 @@ use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use nix::sys::signal::Signal;
 use support::{Finished, PATIENCE, Process, Random, Server, chatstore, eventually, tool};
 use tempfile::TempDir;
-use zoo::{ERASED, Keeper, LONG};
+use zoo::{ERASED, Keeper, LONG, embedding};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Engine {
@@ -85,6 +86,7 @@ struct Contents {
     projects: Vec<Project>,
     keys: Vec<(String, [u8; 32])>,
     sessions: Vec<(Session, Vec<Message>)>,
+    embeddings: Vec<Embedding>,
 }
 
 impl Contents {
@@ -97,7 +99,7 @@ impl Contents {
         projects.sort_by_key(|project| project.project_id);
         let keys = store.list_api_keys().await.unwrap();
         let keys = keys.iter().map(|(key, project)| (format!("{key:?} {project}"), *key.digest.as_bytes())).collect();
-        let mut sessions = Vec::new();
+        let (mut sessions, mut embeddings) = (Vec::new(), Vec::new());
         for project in &projects {
             let scope = Scope::project(project.project_id);
             for session in store.export_sessions(&scope, None, 10_000).await.unwrap() {
@@ -108,13 +110,19 @@ impl Contents {
                     if page.is_empty() {
                         break;
                     }
+                    let ids: Vec<_> = page.iter().map(|message| message.message_id).collect();
+                    embeddings.extend(store.list_embeddings(&scope, &ids).await.unwrap());
                     messages.extend(page);
                 }
                 sessions.push((session, messages));
             }
         }
         store.close().await;
-        Self { projects, keys, sessions }
+        Self { projects, keys, sessions, embeddings }
+    }
+
+    fn vectors(&self) -> usize {
+        self.embeddings.iter().map(|embedding| embedding.vectors.len()).sum()
     }
 
     fn messages(&self) -> usize {
@@ -126,6 +134,7 @@ impl Contents {
     fn assert_equals(&self, other: &Self) {
         assert_eq!(self.projects, other.projects);
         assert_eq!(self.keys, other.keys);
+        assert_eq!(self.embeddings, other.embeddings);
         assert_eq!(self.sessions.len(), other.sessions.len());
         for ((session, messages), (other, others)) in self.sessions.iter().zip(&other.sessions) {
             assert_eq!(session, other);
@@ -204,7 +213,7 @@ async fn every_state_moves(route: &[Engine]) {
     keeper.store.close().await;
     let expected = Contents::of(&origin).await;
     let (sessions, messages) = (expected.sessions.len() as u64, expected.messages() as u64);
-    assert!(messages > 2 * LONG as u64);
+    assert!(messages > 2 * LONG as u64 && expected.vectors() >= 2);
 
     let mut sums = Vec::new();
     let mut from = origin;
@@ -216,9 +225,10 @@ async fn every_state_moves(route: &[Engine]) {
         let [source, target] = table(&finished);
         assert_eq!(source[1..], target[1..]);
         let commas = |number: usize| indicatif::HumanCount(number as u64).to_string();
-        let counted = [expected.projects.len(), expected.keys.len(), expected.sessions.len(), expected.messages()];
-        assert_eq!(source[1..5], counted.map(commas));
-        sums.push(source[5].clone());
+        let [projects, keys] = [expected.projects.len(), expected.keys.len()];
+        let counted = [projects, keys, expected.sessions.len(), expected.messages(), expected.vectors()];
+        assert_eq!(source[1..6], counted.map(commas));
+        sums.push(source[6].clone());
         // What is there is passed over.
         assert_eq!(counts(&copy(&from, &to, &[]).ok()), [0, 0, sessions]);
         from = to;
@@ -442,6 +452,12 @@ async fn every_change_is_named(engine: Engine) {
     named(engine, async |keeper, sessions| {
         let message = keeper.say(&sessions[3].0, "one more").await;
         format!("message {} (5 of session {}) is only at the target", message.message_id, sessions[3].0.session_id)
+    })
+    .await;
+    named(engine, async |keeper, sessions| {
+        let (session, messages) = &sessions[2];
+        keeper.embed(session, messages[1].message_id, embedding("mini", &[1.0])).await;
+        format!("message {} (2 of session {}) differs", messages[1].message_id, session.session_id)
     })
     .await;
     named(engine, async |keeper, sessions| {

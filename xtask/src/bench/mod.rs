@@ -14,6 +14,7 @@ mod machine;
 mod postgres;
 mod reads;
 mod report;
+mod search;
 mod server_process;
 mod start;
 mod store;
@@ -86,17 +87,21 @@ enum Scenario {
     Size,
     /// Appends at a constant rate, half of what a closed loop reaches
     Open,
+    /// Search by words and by meaning, in a small and in a large store, beside a plain scan
+    Search,
     /// PostgreSQL: appends of one message at 1, 16, 64 and 256 connections, beside pgbench
     Postgres,
     /// PostgreSQL: a page of 50 messages, lists of 50 sessions, beside pgbench
     PostgresReads,
     /// PostgreSQL: appends, pages and lists in a small and in a large database
     PostgresSize,
+    /// PostgreSQL: the same searches, beside the bare SQL
+    PostgresSearch,
 }
 
 impl Scenario {
     fn needs_postgres(self) -> bool {
-        matches!(self, Self::Postgres | Self::PostgresReads | Self::PostgresSize)
+        matches!(self, Self::Postgres | Self::PostgresReads | Self::PostgresSize | Self::PostgresSearch)
     }
 }
 
@@ -195,9 +200,11 @@ impl Bench {
             Scenario::Depth => reads::depth(self),
             Scenario::Size => reads::size(self),
             Scenario::Open => writes::open(self),
+            Scenario::Search => search::sqlite(self),
             Scenario::Postgres => postgres::append(self),
             Scenario::PostgresReads => postgres::reads(self),
             Scenario::PostgresSize => postgres::size(self),
+            Scenario::PostgresSearch => search::postgres(self),
         };
         eprintln!(" {:.1} s", started.elapsed().as_secs_f64());
         outcome

@@ -15,14 +15,13 @@ use anyhow::Result;
 use super::{Bench, server_process::ServerProcess};
 
 pub(super) use append::append;
-use database::Database;
-pub(super) use database::DatabaseServer;
+pub(super) use database::{Database, DatabaseServer};
 pub(super) use pgbench::Pgbench;
 pub(super) use reads::reads;
 pub(super) use size::size;
 
 /// Starts a server under test; the first one on a database migrates it.
-fn start_chatstore(bench: &Bench, name: &str, database: &Database) -> Result<ServerProcess> {
+pub(super) fn start_chatstore(bench: &Bench, name: &str, database: &Database) -> Result<ServerProcess> {
     let folder = bench.workspace.folder(name)?;
     ServerProcess::start_on(&bench.binary, &folder, &database.url())
 }

@@ -4,6 +4,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api_keys::ApiKey;
 use crate::clock::Timestamp;
+use crate::embeddings::Embedding;
 use crate::messages::Message;
 use crate::projects::Project;
 use crate::sessions::Session;
@@ -119,6 +120,18 @@ impl Checksum {
         self.time(*created_at);
         self.time(*updated_at);
         self.option(*deleted_at, Self::time);
+    }
+
+    /// Adds the vectors of a message.
+    pub fn add_embedding(&mut self, embedding: &Embedding) {
+        let Embedding { message_id, model, vectors } = embedding;
+        self.bytes(b"e");
+        self.bytes(message_id.as_bytes());
+        self.text(model);
+        for vector in vectors {
+            self.bytes(&(vector.dimensions() as u64).to_be_bytes());
+            vector.numbers().iter().for_each(|number| self.bytes(&number.to_bits().to_be_bytes()));
+        }
     }
 
     /// Adds the checksum of rows that were added up apart.

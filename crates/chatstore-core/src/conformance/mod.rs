@@ -262,6 +262,50 @@ macro_rules! conformance_tests {
         $crate::conformance_tests!(@between $open, archive_between {
             export_and_import_session_make_an_equal_store
         });
+        $crate::conformance_tests!(@module $open, search {
+            search_text_finds_what_was_just_appended
+            search_text_speaks_the_query_language
+            search_text_finds_scripts_without_spaces
+            search_text_finds_nothing_outside_its_scope
+            search_text_filters
+            search_text_forgets_what_was_deleted_or_changed
+            search_text_is_in_a_total_order
+            search_text_scores_by_query_and_message_alone
+            search_text_ranks_the_newest_of_very_many
+            search_text_agrees_with_a_look_at_every_message
+            search_text_finds_imported_messages
+            search_vectors_finds_the_nearest_first
+            search_vectors_is_exact_however_selective_the_filter
+            search_vectors_finds_nothing_outside_its_scope
+            search_vectors_never_mixes_models
+            search_vectors_forgets_what_was_deleted_or_changed
+            search_vectors_sees_every_change_at_once
+            get_found_messages_keeps_the_order_and_leaves_out_what_is_gone
+            reindex_some_of_text_gives_the_same_answers
+            reindex_some_may_be_called_by_many_at_once
+            concurrent_append_messages_are_all_found_by_search_text
+            failed_append_messages_leave_nothing_to_search_text
+        });
+        $crate::conformance_tests!(@module $open, embeddings {
+            append_messages_stores_embeddings_bit_for_bit
+            append_messages_refuses_another_length_and_stores_nothing
+            a_model_of_another_project_has_its_own_length
+            set_embedding_replaces_the_one_of_its_model
+            set_embedding_and_list_embeddings_keep_to_their_scope
+            claim_embedding_jobs_lends_each_message_once
+            claim_embedding_jobs_is_oldest_first_and_bounded_in_bytes
+            complete_embedding_jobs_stores_vectors_and_ends_the_wait
+            complete_embedding_jobs_ignores_what_came_too_late
+            an_edit_drops_the_vectors_of_the_old_text
+            complete_embedding_jobs_puts_off_and_puts_aside
+            a_vector_of_another_length_puts_its_job_aside
+            get_embedding_backlog_tells_since_when
+            a_brought_vector_of_the_source_ends_the_wait
+            set_embedding_source_lets_the_old_model_serve_until_the_new_one_can
+            set_embedding_source_serves_at_once_where_nothing_was_embedded
+            reindex_some_of_embeddings_queues_what_has_no_vector_of_the_source
+            import_session_brings_embeddings_and_queues_the_rest
+        });
         $crate::conformance_tests!(@module $open, store {
             check_answers_ok
             cursor_key_stays_the_same

@@ -1,7 +1,8 @@
 //! Reading a store in pages, so that neither many sessions nor a long one fill the memory.
 
 use anyhow::{Context as _, bail};
-use chatstore_core::ids::SessionId;
+use chatstore_core::embeddings::Embedding;
+use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
 use chatstore_core::store::{Scope, Store};
@@ -57,4 +58,18 @@ pub(super) async fn messages(
         bail!("session {id} has {last} messages, but only {after} can be read; the database is damaged");
     }
     Ok(page)
+}
+
+/// The vectors of those messages, in their order.
+pub(super) async fn embeddings(
+    store: &dyn Store,
+    scope: &Scope,
+    messages: &[Message],
+) -> anyhow::Result<Vec<Embedding>> {
+    let live = messages.iter().filter(|message| message.deleted_at.is_none());
+    let ids: Vec<MessageId> = live.map(|message| message.message_id).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    patiently(|| store.list_embeddings(scope, &ids)).await.context("the embeddings cannot be read")
 }

@@ -9,7 +9,7 @@ use chatstore_core::store::{Scope, StoreError};
 use tokio::task::JoinSet;
 
 use super::meter::Meter;
-use super::pages::{Sessions, messages};
+use super::pages::{Sessions, embeddings, messages};
 use super::patience::Patience;
 use super::{Ends, IN_FLIGHT_MAX, projects};
 
@@ -63,14 +63,10 @@ async fn copy_session(
         // A part that was refused as busy is read again, which is cheaper than to keep it twice.
         let part = messages(ends.source.as_ref(), &scope, &session, after).await?;
         let last = part.last().map_or(after, |message| message.seq);
-        let identity = ArchiveIdentity::SessionId;
-        let archived = ArchivedSession {
-            identity,
-            session: session.clone(),
-            messages: part,
-            embeddings: Vec::new(),
-            embed: false,
-        };
+        let (identity, session) = (ArchiveIdentity::SessionId, session.clone());
+        let embeddings = embeddings(ends.source.as_ref(), &scope, &part).await?;
+        // What waits for a vector at the source is queued by the server that makes vectors at the target.
+        let archived = ArchivedSession { identity, session, messages: part, embeddings, embed: false };
         match ends.target.import_session(&scope, archived).await {
             Ok(imported) => meter.add(u64::from(imported.session), imported.messages),
             Err(error) => {

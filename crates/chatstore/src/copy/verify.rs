@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use chatstore_core::archive::Checksum;
+use chatstore_core::embeddings::Embedding;
 use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
 use chatstore_core::store::{Scope, Store};
@@ -13,7 +14,7 @@ use indicatif::HumanCount;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::meter::Meter;
-use super::pages::{Sessions, messages};
+use super::pages::{Sessions, embeddings, messages};
 use super::projects::{api_keys, is_same, projects};
 use super::{Ends, IN_FLIGHT_MAX};
 
@@ -37,6 +38,7 @@ struct Totals {
     api_keys: usize,
     sessions: u64,
     messages: u64,
+    vectors: u64,
     checksum: Checksum,
 }
 
@@ -85,15 +87,15 @@ impl Comparison {
     /// What either end holds, under one another.
     pub(super) fn table(&self) -> String {
         let mut table = String::new();
-        let titles = ["", "projects", "API keys", "sessions", "messages", "SHA-256"].map(str::to_owned);
+        let titles = ["", "projects", "API keys", "sessions", "messages", "vectors", "SHA-256"].map(str::to_owned);
         let cells = [titles, self.source.cells("source"), self.target.cells("target")];
         let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
         for row in &cells {
             table.push_str(&format!("{:<6}", row[0]));
-            for (column, cell) in row.iter().enumerate().take(5).skip(1) {
+            for (column, cell) in row.iter().enumerate().take(6).skip(1) {
                 table.push_str(&format!("  {cell:>width$}", width = width(column)));
             }
-            table.push_str(&format!("  {}\n", row[5]));
+            table.push_str(&format!("  {}\n", row[6]));
         }
         table
     }
@@ -132,6 +134,7 @@ impl Comparison {
             let Some(session) = reading else { continue };
             totals.sessions += 1;
             totals.messages += session.messages;
+            totals.vectors += session.vectors;
             totals.checksum.add_checksum(session.checksum);
         }
         differences.into_iter().for_each(|difference| self.differ(difference));
@@ -144,11 +147,11 @@ impl Totals {
         self.checksum.clone().finish()
     }
 
-    fn cells(&self, end: &str) -> [String; 6] {
+    fn cells(&self, end: &str) -> [String; 7] {
         let count = |number: u64| HumanCount(number).to_string();
         let sum = self.sum().iter().map(|byte| format!("{byte:02x}")).collect();
         let (projects, api_keys) = (count(self.projects as u64), count(self.api_keys as u64));
-        [end.to_owned(), projects, api_keys, count(self.sessions), count(self.messages), sum]
+        [end.to_owned(), projects, api_keys, count(self.sessions), count(self.messages), count(self.vectors), sum]
     }
 }
 
@@ -194,9 +197,10 @@ struct Reading<'a> {
     store: &'a dyn Store,
     scope: &'a Scope,
     session: Session,
-    page: VecDeque<Message>,
+    page: VecDeque<(Message, Vec<Embedding>)>,
     seq: i64,
     messages: u64,
+    vectors: u64,
     checksum: Checksum,
 }
 
@@ -204,24 +208,38 @@ impl<'a> Reading<'a> {
     fn of(store: &'a dyn Store, scope: &'a Scope, session: Session) -> Self {
         let mut checksum = Checksum::default();
         checksum.add_session(&session);
-        Self { store, scope, session, page: VecDeque::new(), seq: 0, messages: 0, checksum }
+        Self { store, scope, session, page: VecDeque::new(), seq: 0, messages: 0, vectors: 0, checksum }
     }
 
-    async fn next(&mut self) -> anyhow::Result<Option<Message>> {
+    /// The next message with its vectors.
+    async fn next(&mut self) -> anyhow::Result<Option<(Message, Vec<Embedding>)>> {
         if self.page.is_empty() {
-            self.page = messages(self.store, self.scope, &self.session, self.seq).await?.into();
+            let page = messages(self.store, self.scope, &self.session, self.seq).await?;
+            let mut found = VecDeque::from(embeddings(self.store, self.scope, &page).await?);
+            self.page = page
+                .into_iter()
+                .map(|message| {
+                    let is_others = |embedding: &Embedding| embedding.message_id != message.message_id;
+                    let own = found.iter().position(is_others).unwrap_or(found.len());
+                    let own = found.drain(..own).collect();
+                    (message, own)
+                })
+                .collect();
         }
-        let Some(message) = self.page.pop_front() else { return Ok(None) };
+        let Some((message, vectors)) = self.page.pop_front() else { return Ok(None) };
         self.seq = message.seq;
         self.messages += 1;
+        self.vectors += vectors.iter().map(|embedding| embedding.vectors.len() as u64).sum::<u64>();
         self.checksum.add_message(&message);
-        Ok(Some(message))
+        vectors.iter().for_each(|embedding| self.checksum.add_embedding(embedding));
+        Ok(Some((message, vectors)))
     }
 }
 
 /// What was read of a session.
 struct Summed {
     messages: u64,
+    vectors: u64,
     checksum: Checksum,
 }
 
@@ -250,7 +268,7 @@ async fn compare_session(
     let mut named = !both;
     loop {
         let (one, other) = tokio::try_join!(next(&mut source), next(&mut target))?;
-        let Some(message) = one.as_ref().or(other.as_ref()) else { break };
+        let Some((message, _)) = one.as_ref().or(other.as_ref()) else { break };
         meter.add(0, 1);
         if !named && one != other {
             named = true;
@@ -258,12 +276,16 @@ async fn compare_session(
             differences.push(differs(what, one.as_ref(), other.as_ref()));
         }
     }
-    let summed = |reading: Reading<'_>| Summed { messages: reading.messages, checksum: reading.checksum };
+    let summed = |reading: Reading<'_>| Summed {
+        messages: reading.messages,
+        vectors: reading.vectors,
+        checksum: reading.checksum,
+    };
     meter.add(1, 0);
     Ok(Compared { source: source.map(summed), target: target.map(summed), differences })
 }
 
-async fn next(reading: &mut Option<Reading<'_>>) -> anyhow::Result<Option<Message>> {
+async fn next(reading: &mut Option<Reading<'_>>) -> anyhow::Result<Option<(Message, Vec<Embedding>)>> {
     match reading {
         Some(reading) => reading.next().await,
         None => Ok(None),

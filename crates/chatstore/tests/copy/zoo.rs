@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chatstore_core::api_keys::{ApiKey, KeyScopes, Permission, PresentedKey};
 use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
 use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::embeddings::{NewEmbedding, Vector};
 use chatstore_core::ids::{MessageId, ProjectId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStatus, NewMessage};
@@ -30,6 +31,10 @@ pub(crate) struct Keeper {
 
 fn json(text: &str) -> RawJson {
     RawJson::parse(text.to_owned()).unwrap()
+}
+
+pub(crate) fn embedding(model: &str, numbers: &[f32]) -> NewEmbedding {
+    NewEmbedding { model: model.to_owned(), vector: Vector::new(numbers.to_vec()).unwrap() }
 }
 
 impl Keeper {
@@ -98,6 +103,11 @@ impl Keeper {
             .map(|n| NewMessage { token_count: Some(n as i64), ..self.message(session, &format!("message {n}")) })
             .collect();
         self.append(session, new).await
+    }
+
+    pub(crate) async fn embed(&self, session: &Session, message_id: MessageId, embedding: NewEmbedding) {
+        let scope = Scope::project(session.project_id);
+        self.store.set_embedding(&scope, message_id, embedding, self.ctx.now()).await.unwrap();
     }
 
     pub(crate) async fn patch(&self, session: &Session, message_id: MessageId, patch: MessagePatch) {
@@ -192,6 +202,7 @@ impl Keeper {
             context: Some(json("[ ]")),
             external_id: Some("fc_1".to_owned()),
             token_count: Some(5),
+            embedding: Some(embedding("mini", &[1.0, 0.0])),
             ..self.message(&session, ODD_TEXT)
         };
         let streamed = |status| NewMessage { status, ..self.message(&session, "") };
@@ -200,7 +211,10 @@ impl Keeper {
         // What is gone frees its external id, and keeps it.
         self.delete_message(&session, made[0].message_id).await;
         let again = NewMessage { external_id: Some("fc_1".to_owned()), ..self.message(&session, "again") };
-        self.append(&session, vec![again]).await;
+        let again = self.append(&session, vec![again]).await.remove(0);
+        for (model, numbers) in [("mini", &[1.0 / 3.0, -1e-9][..]), ("another", &[f32::MIN_POSITIVE, -0.0, 1e18])] {
+            self.embed(&session, again.message_id, embedding(model, numbers)).await;
+        }
         let status = Some(MessageStatus::Completed);
         let patch = MessagePatch { content: Some("whole".to_owned()), status, ..MessagePatch::default() };
         self.patch(&session, made[1].message_id, patch).await;

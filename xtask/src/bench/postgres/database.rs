@@ -26,7 +26,7 @@ pub(crate) struct DatabaseServer {
 impl DatabaseServer {
     /// Starts it with the settings of a small machine in production: commits wait for the disk, and no checkpoint falls
     /// into a measurement by the clock.
-    pub(super) fn start() -> Result<Self> {
+    pub(in crate::bench) fn start() -> Result<Self> {
         let programs = programs(Version::V18)?;
         let settings = Settings::durable()
             .set("shared_buffers", "1GB")
@@ -41,7 +41,7 @@ impl DatabaseServer {
     }
 
     /// Makes an empty database.
-    pub(super) fn create(&self, name: &str) -> Result<Database> {
+    pub(in crate::bench) fn create(&self, name: &str) -> Result<Database> {
         let maintenance = self.database("postgres");
         maintenance.run(&format!("create database {name}"))?;
         Ok(self.database(name))
@@ -65,13 +65,13 @@ impl DatabaseServer {
 
 /// A database of the run.
 #[derive(Clone)]
-pub(super) struct Database {
+pub(crate) struct Database {
     url: String,
     programs: PathBuf,
 }
 
 impl Database {
-    pub(super) fn url(&self) -> String {
+    pub(in crate::bench) fn url(&self) -> String {
         self.url.clone()
     }
 
@@ -89,7 +89,7 @@ impl Database {
     }
 
     /// Runs SQL and gives the fields of its result, without spaces around them.
-    pub(super) fn run(&self, sql: &str) -> Result<String> {
+    pub(in crate::bench) fn run(&self, sql: &str) -> Result<String> {
         let output = self.psql(sql).stdin(Stdio::null()).output().context("psql could not be started")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{sql}: {}", said.trim());

@@ -33,7 +33,7 @@ pub(in crate::bench) struct Pgbench<'a> {
 
 impl<'a> Pgbench<'a> {
     /// Writes the script to a file of this path.
-    pub(super) fn new(
+    pub(in crate::bench) fn new(
         server: &'a DatabaseServer,
         database: &'a Database,
         path: PathBuf,
