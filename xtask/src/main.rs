@@ -2,6 +2,7 @@
 
 mod bench;
 mod postgres;
+mod relevance;
 mod soak;
 mod test;
 
@@ -25,6 +26,8 @@ enum Command {
     Postgres(postgres::PostgresArgs),
     /// Measure the release binary against a bare echo, a plain SQLite loop and pgbench on this machine
     Bench(bench::BenchArgs),
+    /// Measure how well a server that runs finds messages that are known; stores conversations in it
+    Relevance(relevance::RelevanceArgs),
     /// Run the tests of faults with many more rounds: the server and its database killed, answers swallowed
     Soak(soak::SoakArgs),
     /// The bare echo server that `bench` compares with
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
         Command::Ci(args) => test::ci(&args),
         Command::Postgres(args) => postgres::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Relevance(args) => relevance::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::BenchEcho(args) => bench::echo::serve(&args),
     }

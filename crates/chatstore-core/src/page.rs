@@ -7,7 +7,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
 use crate::clock::Timestamp;
-use crate::ids::SessionId;
+use crate::ids::{MessageId, SessionId};
 use crate::limits::PAGE_ITEMS_DEFAULT;
 
 /// Direction of a list.
@@ -79,6 +79,22 @@ pub struct MessagePosition {
     pub seq: i64,
 }
 
+/// Position of a hit in what a search found: the values it is ranked by, and what the list must be
+/// made from to be the same again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SearchPosition {
+    /// Only what was stored before this time is in the list.
+    pub as_of: Timestamp,
+    /// Whether meaning is among what the list was made by.
+    pub by_vectors: bool,
+    /// The hit's score.
+    pub score: f64,
+    /// When its message was stored.
+    pub created_at: Timestamp,
+    /// Its message.
+    pub message_id: MessageId,
+}
+
 /// A position that can stand in a cursor.
 pub trait Position: Sized {
     /// The position as bytes.
@@ -110,6 +126,31 @@ impl Position for MessagePosition {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self { seq: i64::from_be_bytes(bytes.try_into().ok()?) })
+    }
+}
+
+impl Position for SearchPosition {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.as_of.as_micros().to_be_bytes().to_vec();
+        bytes.push(u8::from(self.by_vectors));
+        bytes.extend_from_slice(&self.score.to_be_bytes());
+        bytes.extend_from_slice(&self.created_at.as_micros().to_be_bytes());
+        bytes.extend_from_slice(self.message_id.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (as_of, bytes) = bytes.split_first_chunk::<8>()?;
+        let (by_vectors, bytes) = bytes.split_first()?;
+        let (score, bytes) = bytes.split_first_chunk::<8>()?;
+        let (created_at, id) = bytes.split_first_chunk::<8>()?;
+        Some(Self {
+            as_of: Timestamp::from_micros(i64::from_be_bytes(*as_of))?,
+            by_vectors: *by_vectors == 1,
+            score: f64::from_be_bytes(*score),
+            created_at: Timestamp::from_micros(i64::from_be_bytes(*created_at))?,
+            message_id: uuid::Uuid::from_slice(id).ok()?.into(),
+        })
     }
 }
 
@@ -175,6 +216,9 @@ mod tests {
             prop_assert_eq!(key.verify(&key.sign(&message, &binding), &binding), Some(message));
             let session = SessionPosition { sorted_by: Timestamp::from_micros(us).unwrap(), session_id: uuid::Uuid::from_bytes(id).into() };
             prop_assert_eq!(key.verify(&key.sign(&session, &binding), &binding), Some(session));
+            let created_at = Timestamp::from_micros(us).unwrap();
+            let hit = SearchPosition { as_of: created_at, by_vectors: seq % 2 == 0, score: seq as f64 / 7.0, created_at, message_id: uuid::Uuid::from_bytes(id).into() };
+            prop_assert_eq!(key.verify(&key.sign(&hit, &binding), &binding), Some(hit));
         }
 
         #[test]
@@ -192,6 +236,7 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text in ".{0,64}") {
             prop_assert_eq!(CursorKey::new([7; 32]).verify::<SessionPosition>(&text, b""), None);
+            prop_assert_eq!(CursorKey::new([7; 32]).verify::<SearchPosition>(&text, b""), None);
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Search: what is asked, what is found, and how lists of findings become one.
 
 pub mod analyser;
+mod folding;
 pub mod lexemes;
+mod phrase;
 pub mod query;
 pub mod snippet;
+mod syntax;
+#[cfg(test)]
+mod texts;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;

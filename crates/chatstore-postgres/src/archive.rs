@@ -1,7 +1,10 @@
 //! Whole conversations into and out of PostgreSQL.
 
+use std::collections::{HashMap, HashSet};
+
 use async_trait::async_trait;
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
+use chatstore_core::embeddings::Embedding;
 use chatstore_core::ids::{Bucket, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::PAGE_BYTES_MAX;
@@ -14,10 +17,15 @@ use uuid::Uuid;
 use crate::AppendForm;
 use crate::PostgresStore;
 use crate::columns::{bucket_value, time_column_opt};
+use crate::embeddings::find_source;
+use crate::embeddings::jobs::{Queued, insert_job};
+use crate::embeddings::vectors::{insert_vectors, require_model};
+use crate::messages::derived::MessageKey;
 use crate::messages::insert::insert_messages;
 use crate::messages::{message_columns, message_row, plus_tokens};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::search::texts::{insert_texts, read_texts};
 use crate::sessions::{insert_session_if_free, session_columns, session_row};
 
 const LOCK_BY_SESSION_ID: &str = concat!(
@@ -165,7 +173,7 @@ fn blank_if_deleted(message: &mut Message) {
 }
 
 async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSession) -> Result<Imported, Failure> {
-    let ArchivedSession { identity, session, messages, embeddings: _, embed: _ } = archived;
+    let ArchivedSession { identity, session, messages, embeddings, embed } = archived;
     if scope.user_id.is_some() && session.user_id != scope.user_id {
         let detail = "is another than the caller speaks for".to_owned();
         return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail }.into());
@@ -190,7 +198,7 @@ async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSes
             return Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into());
         }
         let mut message = message.clone();
-        message.session_id = stored.session_id;
+        (message.project_id, message.session_id) = (stored.project_id, stored.session_id);
         // Nothing comes back into a deleted session: its erasing is over.
         message.deleted_at = message.deleted_at.or(stored.deleted_at);
         blank_if_deleted(&mut message);
@@ -199,9 +207,53 @@ async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSes
     }
     insert_messages(db, form, stored.session_id, &fresh).await?;
     if !fresh.is_empty() {
+        insert_words(db, &fresh).await?;
+        insert_embeddings(db, &stored, &fresh, embeddings).await?;
+        if *embed {
+            queue(db, &fresh, embeddings).await?;
+        }
         save_counters(db, &stored).await?;
     }
     Ok(Imported { session: is_new, messages: fresh.len() as u64 })
+}
+
+/// Stores the words of new messages.
+async fn insert_words(db: &Db, messages: &[Message]) -> Result<(), Failure> {
+    let texts =
+        messages.iter().map(|message| (message.project_id, message.session_id.bucket(), message.content.as_str()));
+    let words = read_texts(texts.collect()).await?;
+    let keys: Vec<_> = messages.iter().map(MessageKey::from).collect();
+    insert_texts(db, &keys, &words).await
+}
+
+/// Queues new messages, but for those that came with vectors of the source's model.
+async fn queue(db: &Db, messages: &[Message], embeddings: &[Embedding]) -> Result<(), Failure> {
+    let source = find_source(db).await?;
+    let of_source = |embedding: &&Embedding| source.as_ref().is_some_and(|source| source.model == embedding.model);
+    let done: HashSet<_> = embeddings.iter().filter(of_source).map(|embedding| embedding.message_id).collect();
+    for message in messages.iter().filter(|message| !message.content.is_empty() && !done.contains(&message.message_id))
+    {
+        insert_job(db, message.into(), message.version, Queued::Backfill).await?;
+    }
+    Ok(())
+}
+
+/// Stores the vectors that came with new messages.
+async fn insert_embeddings(
+    db: &Db,
+    session: &Session,
+    messages: &[Message],
+    embeddings: &[Embedding],
+) -> Result<(), Failure> {
+    let live = messages.iter().filter(|message| message.deleted_at.is_none());
+    let keys: HashMap<_, _> = live.map(|message| (message.message_id, MessageKey::from(message))).collect();
+    for (n, Embedding { message_id, model, vectors }) in embeddings.iter().enumerate() {
+        let (Some(key), Some(first)) = (keys.get(message_id), vectors.first()) else { continue };
+        let model_id = require_model(db, key.project_id, model, first).await?;
+        let model_id = model_id.map_err(|fault| fault.at(format!("/embeddings/{n}")))?;
+        insert_vectors(db, *key, session.user_id.as_deref(), model_id, vectors).await?;
+    }
+    Ok(())
 }
 
 /// The session as it stands here, locked, and whether it is new.

@@ -33,11 +33,14 @@ use chatstore_core::store::{Store, StoreError, StoreStats};
 pub use connect::server::{ServerReport, identity};
 pub use error::OpenError;
 pub use migrate::{MigrationStatus, migrate, migration_status};
+pub use search::hnsw::build_vector_indexes;
 
 use api_keys::KeyCache;
 use connect::Target;
+use error::open_error_at;
 use messages::appender::Appender;
 use pool::Pool;
+use search::hnsw::Indexes;
 use sessions::erase::Eraser;
 
 /// How a store is opened.
@@ -108,6 +111,7 @@ pub struct PostgresStore {
     appender: Arc<Appender>,
     eraser: Eraser,
     keys: KeyCache,
+    vector_indexes: Indexes,
     append_form: AppendForm,
     server: ServerReport,
 }
@@ -131,11 +135,13 @@ impl PostgresStore {
                 target.shown()
             )));
         }
+        search::reindex::note_analyser(&client).await.map_err(open_error_at(target.shown()))?;
         let pool = Arc::new(Pool::new(&target, options)?);
         Ok(Self {
             appender: Arc::new(Appender::new(pool.clone(), options)),
             eraser: Eraser::start(pool.clone()),
             keys: KeyCache::default(),
+            vector_indexes: Indexes::default(),
             append_form: options.append_form,
             server,
             pool,

@@ -2,6 +2,7 @@
 
 pub(crate) mod append;
 pub(crate) mod appender;
+pub(crate) mod derived;
 pub(crate) mod insert;
 
 use async_trait::async_trait;
@@ -22,7 +23,9 @@ use crate::PostgresStore;
 use crate::columns::{bucket_value, json_column, json_column_opt, time_column, time_column_opt};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::search::texts::read_texts;
 use crate::sessions::is_live;
+use derived::{MessageKey, delete_derived, renew_derived};
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
 macro_rules! message_columns {
@@ -70,7 +73,7 @@ const LIST_MESSAGES_ASC_DEEP: &str = list_messages!("asc", "10101");
 const LIST_MESSAGES_DESC_DEEP: &str = list_messages!("desc", "10101");
 /// The session first: whoever changes a message holds its session's row.
 const LOCK_SESSION_OF_MESSAGE: &str = concat!(
-    "select s.message_count, s.token_count, s.updated_at from sessions s
+    "select s.message_count, s.token_count, s.updated_at, s.user_id from sessions s
     where s.bucket = $1
         and s.session_id = (select m.session_id from messages m where m.bucket = $1 and m.message_id = $2)
         and s.project_id = $3 and ",
@@ -144,7 +147,7 @@ impl MessageStore for PostgresStore {
                 let (scope, message_id, patch, expected, now) = &*input;
                 let (counters, mut message) = lock_message(&db, scope, *message_id).await?;
                 expected.check(message.version)?;
-                let before = message.token_count;
+                let (before, text) = (message.token_count, message.content.clone());
                 if patch.clone().apply(&mut message, *now)? {
                     let params = params![
                         bucket_value(message_id.bucket()),
@@ -160,6 +163,11 @@ impl MessageStore for PostgresStore {
                         message.updated_at.as_micros(),
                     ];
                     db.execute(UPDATE_MESSAGE, params).await?;
+                    if message.content != text {
+                        let content = (message.project_id, message.session_id.bucket(), message.content.as_str());
+                        let words = read_texts(vec![content]).await?.remove(0);
+                        renew_derived(&db, &message, &words, patch.embed, *now).await?;
+                    }
                     let tokens = (before, message.token_count);
                     counters.touch(&db, message.session_id, 0, tokens, *now).await?;
                 }
@@ -187,6 +195,7 @@ impl MessageStore for PostgresStore {
                     message.updated_at.max(*now).as_micros(),
                 ];
                 db.execute(DELETE_MESSAGE, params).await?;
+                delete_derived(&db, MessageKey::from(&message)).await?;
                 counters.touch(&db, message.session_id, -1, (message.token_count, None), *now).await?;
                 Ok(message)
             })
@@ -269,11 +278,12 @@ async fn find_message(db: &Db, scope: &Scope, message_id: MessageId) -> Result<O
     row.map(|row| message_row(&row, row.try_get::<_, Uuid>(16)?.into(), row.try_get::<_, Uuid>(17)?.into())).transpose()
 }
 
-/// The counters of a session that a change of a message moves.
-struct Counters {
+/// The counters of a session that a change of a message moves, and its user.
+pub(crate) struct Counters {
     message_count: i64,
     token_count: Option<i64>,
     updated_at: Timestamp,
+    pub(crate) user_id: Option<String>,
 }
 
 impl Counters {
@@ -301,7 +311,11 @@ impl Counters {
 }
 
 /// Locks the session of a message, then reads the message as nobody changes it any more.
-async fn lock_message(db: &Db, scope: &Scope, message_id: MessageId) -> Result<(Counters, Message), Failure> {
+pub(crate) async fn lock_message(
+    db: &Db,
+    scope: &Scope,
+    message_id: MessageId,
+) -> Result<(Counters, Message), Failure> {
     let params = params![
         bucket_value(message_id.bucket()),
         message_id.uuid(),
@@ -309,8 +323,12 @@ async fn lock_message(db: &Db, scope: &Scope, message_id: MessageId) -> Result<(
         scope.user_id.as_deref()
     ];
     let row = db.query_opt(LOCK_SESSION_OF_MESSAGE, params).await?.ok_or(StoreError::NotFound)?;
-    let counters =
-        Counters { message_count: row.try_get(0)?, token_count: row.try_get(1)?, updated_at: time_column(&row, 2)? };
+    let counters = Counters {
+        message_count: row.try_get(0)?,
+        token_count: row.try_get(1)?,
+        updated_at: time_column(&row, 2)?,
+        user_id: row.try_get(3)?,
+    };
     let message = find_message(db, scope, message_id).await?.ok_or(StoreError::NotFound)?;
     Ok((counters, message))
 }

@@ -7,6 +7,7 @@ use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::migrations::{self, AppliedMigration, Migration};
 use chatstore_core::projects::DEFAULT_PROJECT;
+use chatstore_core::search::analyser::ANALYSER_VERSION;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, IsolationLevel, Row, Transaction};
 
@@ -18,12 +19,30 @@ use crate::sqlstate::described;
 
 pub use chatstore_core::migrations::MigrationStatus;
 
-pub(crate) const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 }];
+/// A binary of schema 1 goes on after `search`: what it stores is found after the next reindex.
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 },
+    Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 1 },
+];
 
 /// What the migrations create; another program's tables of these names are left alone.
-const TABLES: [&str; 7] =
-    ["api_keys", "installation", "messages", "projects", "session_erasures", "session_metadata", "sessions"];
+const TABLES: [&str; 15] = [
+    "api_keys",
+    "embedding_jobs",
+    "embedding_models",
+    "embedding_source",
+    "installation",
+    "message_embeddings",
+    "message_texts",
+    "messages",
+    "projects",
+    "reindexes",
+    "retired_embedding_models",
+    "session_erasures",
+    "session_metadata",
+    "sessions",
+    "text_index",
+];
 /// What the runner itself keeps.
 const RUNNER_TABLES: [&str; 2] = ["migration_lock", "schema_migrations"];
 
@@ -70,6 +89,8 @@ const INSERT_MIGRATION: &str =
     "insert into schema_migrations (version, name, checksum, serves_from, applied_at) values ($1, $2, $3, $4, $5)";
 const INSERT_INSTALLATION: &str = "insert into installation (only_row, cursor_secret, created_at) values (1, $1, $2)";
 const INSERT_DEFAULT_PROJECT: &str = "insert into projects (project_id, name, created_at) values ($1, $2, $3)";
+
+const INSERT_TEXT_INDEX: &str = "insert into text_index (only_row, analyser_version) values (1, $1)";
 
 /// Why a run applied nothing.
 enum Failure {
@@ -276,6 +297,9 @@ async fn apply(transaction: &Transaction<'_>, step: &Migration, ctx: &Ctx) -> Re
         transaction
             .execute_typed(INSERT_DEFAULT_PROJECT, params![ProjectId::DEFAULT.uuid(), DEFAULT_PROJECT, now])
             .await?;
+    }
+    if step.version == 2 {
+        transaction.execute_typed(INSERT_TEXT_INDEX, params![ANALYSER_VERSION]).await?;
     }
     transaction
         .execute_typed(INSERT_MIGRATION, params![step.version, step.name, step.checksum(), step.serves_from, now])

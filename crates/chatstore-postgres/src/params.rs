@@ -34,6 +34,7 @@ sql_types! {
     &str => TEXT, TEXT_ARRAY;
     String => TEXT, TEXT_ARRAY;
     &[u8] => BYTEA, BYTEA_ARRAY;
+    f32 => FLOAT4, FLOAT4_ARRAY;
     Uuid => UUID, UUID_ARRAY;
 }
 
@@ -45,6 +46,12 @@ impl<T: SqlType> SqlType for Option<T> {
 impl<T: SqlType> SqlType for Vec<T> {
     const TYPE: Type = T::ARRAY;
     const ARRAY: Type = T::ARRAY;
+}
+
+/// The numbers of a vector.
+impl SqlType for &[f32] {
+    const TYPE: Type = Type::FLOAT4_ARRAY;
+    const ARRAY: Type = Type::FLOAT4_ARRAY;
 }
 
 /// Stands for the type of a value.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::conformance::join_all;
-use chatstore_core::ids::{Bucket, ProjectId};
+use chatstore_core::embeddings::Metric;
+use chatstore_core::ids::{Bucket, ProjectId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{MessageStore as _, NewMessage};
 use chatstore_core::sessions::{NewSession, SessionStore as _};
@@ -18,11 +19,13 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::columns::bucket_value;
+use crate::embeddings::source::{DELETE_VECTORS_OF_RETIRED, HAS_VECTORS};
 use crate::messages::append::APPEND_BATCH;
 use crate::params::params;
+use crate::search::vectors::{Among, nearest_exactly};
 use crate::testing::{Cluster, Settings, TestDatabase, programs};
 use crate::{PostgresOptions, PostgresStore};
-use crate::{api_keys, archive, messages, projects, sessions};
+use crate::{api_keys, archive, embeddings, messages, projects, search, sessions};
 use explain::{Explained, Node, Planner, Planning};
 use rows::{ADA, Rows};
 use session_lists::{Form, every_form};
@@ -40,16 +43,37 @@ fn statements() -> Vec<&'static str> {
         api_keys::STATEMENTS,
         projects::STATEMENTS,
         archive::STATEMENTS,
+        search::STATEMENTS,
+        search::texts::STATEMENTS,
+        search::reindex::STATEMENTS,
+        search::hnsw::STATEMENTS,
+        embeddings::STATEMENTS,
+        embeddings::vectors::STATEMENTS,
+        embeddings::jobs::STATEMENTS,
+        embeddings::source::STATEMENTS,
         crate::STATEMENTS,
     ]
     .concat()
 }
 
 /// Statements that list a small table, or ask whether it is empty: nothing that a request does.
-const OF_WHOLE_TABLES: [&str; 4] =
-    ["from installation", "exists (select 1 from api_keys)", "from api_keys k join", "from projects order by"];
+const OF_WHOLE_TABLES: [&str; 10] = [
+    "from installation",
+    "exists (select 1 from api_keys)",
+    "from api_keys k join",
+    "from projects order by",
+    "text_index",
+    "embedding_source",
+    "retired_embedding_models",
+    "from embedding_models order by",
+    "from pg_catalog.",
+    "reindexes",
+];
+/// Statements that count the queue, which is short as a rule, for a look of an operator.
+const OF_QUEUE: [&str; 2] = ["min(queued_at) filter", "from embedding_jobs where is_backfill and"];
 /// Statements that walk a project, or take the first row of an index.
-const OF_NO_BUCKET: [&str; 3] = ["select count(*) from", "where s.project_id = $1 and s.session_id >", "skip locked"];
+const OF_NO_BUCKET: [&str; 5] =
+    ["select count(*) from", "where s.project_id = $1 and s.session_id >", "skip locked", "and parked_reason", "ctid"];
 
 /// A connection of the role that owns the database.
 async fn owner(database: &TestDatabase) -> Client {
@@ -93,10 +117,17 @@ async fn statements_walk_keys_among_a_million_messages() {
         check_session_lists(&planner, &rows, &mut faults).await;
         check_message_lists(&planner, &rows, &mut faults).await;
         check_exports(&planner, &rows, &mut faults).await;
-        // A planner that thinks they are few sorts one user's sessions.
-        let except: &[_] = if planning == Planning::Pooled { &[archive::EXPORT_SESSIONS_OF_USER] } else { &[] };
+        // A planner that thinks they are few sorts one user's sessions, and one that thinks a model's
+        // vectors are many looks for one of them anywhere.
+        let except: &[_] = match planning {
+            Planning::Pooled => &[archive::EXPORT_SESSIONS_OF_USER, HAS_VECTORS, DELETE_VECTORS_OF_RETIRED],
+            Planning::Ours | Planning::Once => &[],
+        };
         check_keys(&planner, except, &mut faults).await;
         check_batch(&planner, &rows, &mut faults).await;
+    }
+    for planning in [Planning::Once, Planning::Pooled] {
+        check_searches(&Planner::connect(&database.url(), planning).await, &rows, &mut faults).await;
     }
     assert_none(&faults);
 }
@@ -159,6 +190,9 @@ fn walks_key(node: &Node<'_>) -> bool {
         "messages" => by(&["message_id"]) || by(&["session_id", "seq"]) || by(&["session_id", "external_id"]),
         "sessions" => by(&["session_id"]) || by(&["external_id"]),
         "session_metadata" | "session_erasures" => by(&["session_id"]),
+        "message_embeddings" => by(&["session_id"]) || by(&["model_id"]),
+        "message_texts" | "embedding_jobs" => by(&["session_id"]),
+        "embedding_models" => by(&["model_id"]) || by(&["model"]) || by(&["project_id"]),
         "api_keys" => by(&["key_id"]),
         "projects" => by(&["project_id"]) || by(&["name"]),
         _ => false,
@@ -184,7 +218,7 @@ fn fault_of_keys(sql: &str, plan: &Explained) -> Option<String> {
 
 async fn check_keys(planner: &Planner, except: &[&str], faults: &mut Vec<String>) {
     for sql in statements() {
-        if OF_WHOLE_TABLES.iter().any(|part| sql.contains(part)) || except.contains(&sql) {
+        if OF_WHOLE_TABLES.iter().chain(&OF_QUEUE).any(|part| sql.contains(part)) || except.contains(&sql) {
             continue;
         }
         let plan = planner.explain_generic(sql).await;
@@ -234,7 +268,7 @@ async fn check_exports(planner: &Planner, rows: &Rows, faults: &mut Vec<String>)
     let pages_max = match planner.planning {
         Planning::Ours => 120,
         // A planner that thinks they are few sorts the user's sessions.
-        Planning::Pooled => 120 + rows.sessions_of_ada() as u64,
+        Planning::Once | Planning::Pooled => 120 + rows.sessions_of_ada() as u64,
     };
     faults.extend(fault_of_pages(planner, archive::EXPORT_SESSIONS_OF_USER, &page, pages_max));
     let longest = rows.longest();
@@ -250,6 +284,57 @@ async fn check_exports(planner: &Planner, rows: &Rows, faults: &mut Vec<String>)
     let page = planner.run(archive::EXPORT_MESSAGES, params).await;
     faults.extend(fault_of_keys(archive::EXPORT_MESSAGES, &page));
     faults.extend(fault_of_pages(planner, archive::EXPORT_MESSAGES, &page, 120));
+}
+
+/// Searches are planned for their values, whatever is said of other statements.
+async fn check_searches(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
+    let project_id = ProjectId::DEFAULT.uuid();
+    let longest = rows.longest();
+    for (word, session_id) in [("rare", None), ("rare", Some(longest.session_id.uuid())), ("word", None)] {
+        let tsquery = format!("'{word}·{ADA}'");
+        let params = params![
+            tsquery,
+            project_id,
+            session_id,
+            i64::MIN,
+            i64::MAX,
+            i64::MAX,
+            Uuid::max(),
+            i64::MAX,
+            1_000_i64,
+            Some(ADA),
+            None::<&str>,
+            None::<&str>,
+        ];
+        let plan = planner.explain(search::text::SEARCH_TEXTS, params).await;
+        let walks = |node: &&Node<'_>| node.table() == "message_texts";
+        if !plan.nodes().iter().filter(walks).all(|node| node.walks_by("lexemes")) {
+            faults.push(format!(
+                "{:?}: a search for {word} does not walk the index: {}",
+                planner.planning,
+                plan.shown()
+            ));
+        }
+    }
+    for (metric, among) in Metric::ALL.into_iter().flat_map(|metric| Among::ALL.map(|among| (metric, among))) {
+        let (user, session, key) = match among {
+            Among::Session => (None, Some(longest.session_id), "session_id"),
+            Among::User => (Some(ADA), None, "user_id"),
+            Among::Project => (None, None, "model_id"),
+        };
+        let bucket = user.map(|user| Bucket::of_user(ProjectId::DEFAULT, user)).or(session.map(SessionId::bucket));
+        let (bucket, session) = (bucket.map(bucket_value), session.map(SessionId::uuid));
+        let (to, none) = ([1_f32, 2.0, 3.0], None::<&str>);
+        let params =
+            params![&to[..], project_id, project_id, i64::MIN, i64::MAX, 100_i64, none, none, user, bucket, session];
+        let plan = planner.explain(&nearest_exactly(3, metric, among), params).await;
+        let compares = |node: &&Node<'_>| node.table() == "message_embeddings";
+        // Most vectors are of one project: to read all is no fault then.
+        let is_all = among == Among::Project && planner.planning == Planning::Pooled;
+        if !is_all && !plan.nodes().iter().filter(compares).all(|node| node.walks_by(key)) {
+            faults.push(format!("{:?}: {metric:?} among {among:?}: {}", planner.planning, plan.shown()));
+        }
+    }
 }
 
 /// A batch of appends, each to another session.
@@ -282,6 +367,8 @@ async fn check_batch(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
         nothing(),
         vec![None::<i64>; count],
         now_us(),
+        texts(),
+        vec![true; count],
     ];
     let plan = planner.explain(APPEND_BATCH, params).await;
     faults.extend(fault_of_keys(APPEND_BATCH, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));

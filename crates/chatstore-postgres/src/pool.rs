@@ -183,6 +183,32 @@ impl Pool {
         }
     }
 
+    /// Runs a read in a transaction of its own with settings that end with it, again if its
+    /// connection was lost.
+    pub(crate) async fn read_under<I, T, F, Fut>(&self, settings: &str, input: I, run: F) -> Result<T, StoreError>
+    where
+        I: Send + Sync,
+        F: Fn(Arc<Db>, Arc<I>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let (deadline, input) = (self.deadline(), Arc::new(input));
+        let mut attempt = Attempt::new(deadline);
+        loop {
+            let mut lease = self.lease(deadline).await?;
+            let result = transact(&mut lease, deadline, async |db| {
+                db.run(settings).await?;
+                run(db, input.clone()).await
+            })
+            .await;
+            drop(lease);
+            match result {
+                Ok(value) => return Ok(value),
+                Err(Undone::Surely(failure)) => attempt.again(failure).await?,
+                Err(Undone::Perhaps(error)) => return Err(error),
+            }
+        }
+    }
+
     /// Runs a write in a transaction, to its end even if the caller goes away; again if it surely
     /// did not happen.
     pub(crate) async fn write<I, T, F, Fut>(self: &Arc<Self>, input: I, run: F) -> Result<T, StoreError>

@@ -16,7 +16,10 @@ const ROLE: &str = "chatstore_test_app";
 const EMPTY: &str = "drop schema public cascade; create schema public; grant usage on schema public to public";
 /// As a database is in which a migrator has made its own tables and nothing more.
 const FORGET: &str = "delete from schema_migrations; drop table api_keys, installation, messages, projects, \
-    session_erasures, session_metadata, sessions";
+    session_erasures, session_metadata, sessions, embedding_jobs, embedding_models, embedding_source, \
+    message_embeddings, message_texts, reindexes, retired_embedding_models, text_index";
+/// All steps, oldest first.
+const STEPS: [&str; 2] = ["base", "search"];
 
 async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
@@ -89,10 +92,10 @@ async fn a_fresh_database_is_migrated_and_a_second_run_does_nothing() {
     let url = database.owner_url();
     assert_eq!(migration_status(&url).await.unwrap()[0].applied_at, None);
     assert_eq!(tables(&database).await, Vec::<String>::new(), "a look at the status writes nothing");
-    assert_eq!(applied_steps(&url).await, ["base"]);
+    assert_eq!(applied_steps(&url).await, STEPS);
     assert_eq!(applied_steps(&url).await, Vec::<&str>::new());
     let status = migration_status(&url).await.unwrap();
-    assert_eq!((status.len(), status[0].name.as_str()), (1, "base"));
+    assert_eq!(status.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), STEPS);
     assert!(status[0].applied_at.is_some());
     assert_eq!(count(&database, "select count(*) from installation where octet_length(cursor_secret) = 32").await, 1);
     assert_eq!(count(&database, "select count(*) from projects where name = 'default'").await, 1);
@@ -141,7 +144,7 @@ async fn a_changed_step_is_refused() {
 async fn a_store_is_not_opened_before_its_steps_are_applied() {
     let database = emptied().await;
     let opened = PostgresStore::open(&PostgresOptions::new(database.owner_url())).await;
-    has_all(&opened.err().expect("there are no tables").to_string(), &["lacks 1 migration", "chatstore migrate up"]);
+    has_all(&opened.err().expect("there are no tables").to_string(), &["lacks 2 migration", "chatstore migrate up"]);
 }
 
 #[tokio::test]
@@ -150,10 +153,10 @@ async fn a_role_without_rights_on_the_schema_starts_when_nothing_is_pending() {
     assert_eq!(applied_steps(&database.url()).await, Vec::<&str>::new());
     // With steps pending it is told who could apply them, before and after another has begun.
     execute(&database, EMPTY).await;
-    let parts = ["lacks 1 migration", "permission denied", "owner of schema `public`", "MIGRATE_DATABASE_URL"];
+    let parts = ["lacks 2 migration", "permission denied", "owner of schema `public`", "MIGRATE_DATABASE_URL"];
     has_all(&refusal(&database.url()).await, &parts);
     assert_eq!(tables(&database).await, Vec::<String>::new());
-    assert_eq!(applied_steps(&database.owner_url()).await, ["base"]);
+    assert_eq!(applied_steps(&database.owner_url()).await, STEPS);
     execute(&database, FORGET).await;
     execute(&database, &format!("grant select on schema_migrations to {ROLE}")).await;
     has_all(&refusal(&database.url()).await, &parts);
@@ -179,7 +182,7 @@ async fn a_migrator_that_goes_away_leaves_nothing_and_a_repeat_works() {
     assert_eq!(tables(&database).await, ["migration_lock", "schema_migrations"]);
     assert_eq!(count(&database, "select count(*) from schema_migrations").await, 0);
     assert_eq!(count(&database, "select count(*) from pg_extension where extname = 'vector'").await, 0);
-    assert_eq!(applied_steps(&database.owner_url()).await, ["base"]);
+    assert_eq!(applied_steps(&database.owner_url()).await, STEPS);
 }
 
 #[tokio::test]
@@ -201,7 +204,7 @@ async fn a_migrator_waits_while_another_is_at_work() {
     }
     assert_eq!(tables(&database).await, ["migration_lock", "schema_migrations"]);
     other.batch_execute("rollback").await.unwrap();
-    assert_eq!(migrator.await.unwrap().unwrap(), ["base"]);
+    assert_eq!(migrator.await.unwrap().unwrap(), STEPS);
 }
 
 #[tokio::test]
@@ -218,7 +221,7 @@ async fn a_lock_that_is_held_for_a_while_is_waited_for_again() {
     })
     .await;
     other.batch_execute("rollback").await.unwrap();
-    assert_eq!(migrator.await.unwrap().unwrap(), ["base"]);
+    assert_eq!(migrator.await.unwrap().unwrap(), STEPS);
 }
 
 #[tokio::test]
@@ -227,7 +230,7 @@ async fn pgvector_that_the_role_may_not_create_is_asked_for() {
     execute(&database, &format!("grant create on schema public to {ROLE}")).await;
     has_all(&refusal(&database.url()).await, &["pgvector", "superuser", "`create extension vector;`"]);
     execute(&database, "create extension vector").await;
-    assert_eq!(applied_steps(&database.url()).await, ["base"]);
+    assert_eq!(applied_steps(&database.url()).await, STEPS);
 }
 
 #[tokio::test]
@@ -251,7 +254,7 @@ async fn the_first_schema_of_the_search_path_is_used() {
     let database = emptied().await;
     execute(&database, "create schema chat; create table sessions (id text)").await;
     let url = with_option(&database.owner_url(), "options=-csearch_path%3Dchat");
-    assert_eq!(applied_steps(&url).await, ["base"]);
+    assert_eq!(applied_steps(&url).await, STEPS);
     assert_eq!(applied_steps(&url).await, Vec::<&str>::new());
     assert_eq!(tables(&database).await, ["sessions"]);
     PostgresStore::open(&PostgresOptions::new(url)).await.unwrap();

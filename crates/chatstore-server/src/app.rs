@@ -13,6 +13,10 @@ use chatstore_core::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::embedder::Embedder;
+
+/// The model of vectors that come without one, where no embedding source names another.
+const DEFAULT_MODEL: &str = "default";
 
 /// The limits of one request.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +67,12 @@ pub struct AppState {
     pub bodies_bytes: AtomicUsize,
     /// The OpenAPI document as served.
     pub openapi: Bytes,
+    /// The embedding source, if there is one.
+    pub embedder: Option<Arc<Embedder>>,
+    /// The model of vectors that come without one.
+    pub default_model: String,
+    /// The length of its vectors; without it, the first one decides.
+    pub default_dimensions: Option<usize>,
 }
 
 impl App {
@@ -89,7 +99,33 @@ impl App {
             shutdown,
             bodies_bytes: AtomicUsize::new(0),
             openapi,
+            embedder: None,
+            default_model: DEFAULT_MODEL.to_owned(),
+            default_dimensions: None,
         })))
+    }
+
+    /// The same with what is known of embeddings: the source, if there is one, and the length of the default model's
+    /// vectors, if it is fixed.
+    ///
+    /// # Panics
+    /// If the application is shared already.
+    #[must_use]
+    pub fn with_embeddings(mut self, embedder: Option<Arc<Embedder>>, dimensions: Option<usize>) -> Self {
+        let state = Arc::get_mut(&mut self.0).expect("an application is put together before it is shared");
+        if let Some(embedder) = &embedder {
+            embedder.model().clone_into(&mut state.default_model);
+        }
+        state.embedder = embedder;
+        state.default_dimensions = dimensions;
+        self
+    }
+
+    /// Tells the worker that messages wait for their vectors; another replica's worker looks by itself.
+    pub fn embedding_queued(&self) {
+        if let Some(embedder) = &self.embedder {
+            embedder.wake();
+        }
     }
 }
 

@@ -21,8 +21,9 @@ use clap::Arg;
 pub use error::ConfigError;
 pub use rate::Rate;
 pub use sources::Sources;
-pub use value::{DatabaseUrl, LogFormat, LogLevel, PostgresAppend, Secret, SqliteSynchronous};
+pub use value::{DatabaseUrl, EmbeddingsUrl, LogFormat, LogLevel, PostgresAppend, Secret, SqliteSynchronous};
 
+use crate::embedder::EmbedderSettings;
 use resolved::{Values, rates};
 use sources::{DEFAULTS, KEYS};
 
@@ -55,7 +56,15 @@ pub const SETTINGS: &[Setting] = &[
     secret("Storage", "database_url", "Where conversations are stored: sqlite:PATH or postgres://…"),
     secret("Storage", "migrate_database_url", "The database as the PostgreSQL role that may change its schema"),
     plain("Storage", "auto_migrate", "Bring the database schema up to date at start"),
-    plain("Storage", "pgvector_dimension", "Number of dimensions of an embedding"),
+    plain("Storage", "pgvector_dimension", "Number of dimensions of the default model's embeddings"),
+    plain("Embeddings", "embeddings_url", "OpenAI-compatible API that makes embeddings, such as http://…/v1"),
+    plain("Embeddings", "embeddings_model", "Model that makes embeddings"),
+    secret("Embeddings", "embeddings_api_key", "Key for that API"),
+    plain("Embeddings", "embeddings_dimensions", "Number of dimensions to ask for, of models that can shorten"),
+    plain("Embeddings", "embeddings_input_bytes_max", "Bytes of one text; longer ones are embedded in parts"),
+    plain("Embeddings", "embeddings_batch_max", "Texts of one request for embeddings"),
+    plain("Embeddings", "embeddings_concurrency", "Requests for embeddings at the same time"),
+    plain("Embeddings", "embeddings_timeout_ms", "Time for a request for embeddings"),
     secret("Access", "api_key", "Key that callers must present"),
     secret("Access", "secret_key", "Key that signs user tokens"),
     plain("Access", "rate_limit", "Requests a caller may make, such as 30/minute or 100/hour;10/second"),
@@ -102,8 +111,10 @@ pub struct Config {
     pub migrate_database_url: Option<DatabaseUrl>,
     /// Whether to bring the schema up to date at start.
     pub auto_migrate: bool,
-    /// Number of dimensions of an embedding.
-    pub pgvector_dimension: u16,
+    /// Number of dimensions of the default model's embeddings; nothing if the embedding source decides.
+    pub default_dimensions: Option<u16>,
+    /// What makes embeddings.
+    pub embeddings: Option<EmbedderSettings>,
     /// Key that callers must present.
     pub api_key: Option<Secret>,
     /// Key that signs user tokens.
@@ -188,6 +199,7 @@ impl Config {
         let debug = values.required("debug", value::boolean)?;
         values.apply_debug(debug);
         let timeout = |name| values.milliseconds(name, 1..=3_600_000);
+        let (embeddings, default_dimensions) = embeddings(&values)?;
         let config = Self {
             host: values.required_text("host", value::host)?,
             port: values.integer("port", 0..=65_535)?,
@@ -195,7 +207,8 @@ impl Config {
             database_url: values.required_text("database_url", DatabaseUrl::parse)?,
             migrate_database_url: values.text("migrate_database_url", value::postgres_url)?,
             auto_migrate: values.required("auto_migrate", value::boolean)?,
-            pgvector_dimension: values.integer("pgvector_dimension", 1..=4_000)?,
+            default_dimensions,
+            embeddings,
             api_key: values.text("api_key", value::api_key)?,
             secret_key: values.text("secret_key", value::secret_key)?,
             rate_limit: values.optional("rate_limit", rates)?.unwrap_or_default(),
@@ -246,6 +259,44 @@ impl fmt::Debug for Config {
         }
         out.finish()
     }
+}
+
+/// The embedding source, if there is one, and the length of the default model's vectors, if it is fixed.
+fn embeddings(values: &Values) -> Result<(Option<EmbedderSettings>, Option<u16>), ConfigError> {
+    let fixed: u16 = values.integer("pgvector_dimension", 1..=4_000)?;
+    let model = values.text("embeddings_model", value::embeddings_model)?;
+    let api_key = values.text("embeddings_api_key", value::embeddings_api_key)?;
+    let dimensions: Option<u16> = values.optional_integer("embeddings_dimensions", 1..=4_000)?;
+    let input_bytes_max = values.integer("embeddings_input_bytes_max", 100..=1_000_000)?;
+    let batch_max = values.integer("embeddings_batch_max", 1..=512)?;
+    let concurrency = values.integer("embeddings_concurrency", 1..=64)?;
+    let timeout = values.milliseconds("embeddings_timeout_ms", 1..=600_000)?;
+    let url = values.text("embeddings_url", EmbeddingsUrl::parse)?;
+    let (url, model) = match (url, model) {
+        (Some(url), Some(model)) => (url, model),
+        (Some(_), None) => return Err(values.unfit("embeddings_model", "if embeddings_url is")),
+        (None, Some(_)) => return Err(values.unfit("embeddings_url", "if embeddings_model is")),
+        (None, None) => return Ok((None, Some(fixed))),
+    };
+    let chosen = values.is_chosen("pgvector_dimension").then_some(fixed);
+    if let (Some(chosen), Some(dimensions)) = (chosen, dimensions)
+        && chosen != dimensions
+    {
+        return Err(values.unfit("embeddings_dimensions", format!("{chosen}, as pgvector_dimension is, or not set")));
+    }
+    let expected_dimensions = chosen.or(dimensions);
+    let settings = EmbedderSettings {
+        url,
+        model,
+        api_key,
+        dimensions,
+        expected_dimensions,
+        batch_max,
+        timeout,
+        concurrency,
+        input_bytes_max,
+    };
+    Ok((Some(settings), expected_dimensions))
 }
 
 /// One flag for each setting, and those that name the files to read; for a command that calls [`Sources::from_process`].
@@ -342,7 +393,7 @@ mod tests {
         assert_eq!((config.log_level, config.log_format), (LogLevel::Info, LogFormat::Auto));
         assert_eq!((config.content_bytes_max, config.body_bytes_max), (1_048_576, 16_777_216));
         assert_eq!((config.body_bytes_per_second_min, config.connections_max), (1024, 10_000));
-        assert_eq!(config.pgvector_dimension, 1536);
+        assert!(config.embeddings.is_none() && config.default_dimensions == Some(1536));
         let timeouts = [
             (config.request_timeout, 30_000),
             (config.body_read_timeout, 30_000),
@@ -549,6 +600,10 @@ mod tests {
         let cases: &[(&str, u64, u64)] = &[
             ("PORT", 0, 65_535),
             ("PGVECTOR_DIMENSION", 1, 4_000),
+            ("EMBEDDINGS_INPUT_BYTES_MAX", 100, 1_000_000),
+            ("EMBEDDINGS_BATCH_MAX", 1, 512),
+            ("EMBEDDINGS_CONCURRENCY", 1, 64),
+            ("EMBEDDINGS_TIMEOUT_MS", 1, 600_000),
             ("CONTENT_BYTES_MAX", 1, 268_435_456),
             ("BODY_BYTES_MAX", 1, 1_073_741_824),
             ("CONNECTIONS_MAX", 1, 1_000_000),
@@ -584,6 +639,62 @@ mod tests {
             let above = DEFAULTS.split(&key).next().unwrap().rsplit("\n\n").next().unwrap();
             assert!(above.contains(&format!("{least} to {most}")), "{name}: {above}");
         }
+    }
+
+    #[test]
+    fn an_embedding_source_needs_an_address_and_a_model() {
+        let with = |variables: &[(&str, &str)]| {
+            let dir = here();
+            let sources = variables.iter().fold(bare(&dir), |sources, (name, value)| sources.with_env(name, *value));
+            Config::load(&sources)
+        };
+        let (url, model) = (("EMBEDDINGS_URL", "http://h/v1"), ("EMBEDDINGS_MODEL", "m"));
+        for (base, endpoint) in [
+            ("https://api.openai.com/v1", "https://api.openai.com/v1/embeddings"),
+            ("http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434/v1/embeddings"),
+            ("http://[::1]:80/v1/embeddings", "http://[::1]:80/v1/embeddings"),
+            ("http://h", "http://h/embeddings"),
+        ] {
+            let source = with(&[("EMBEDDINGS_URL", base), model]).unwrap().embeddings.unwrap();
+            assert_eq!(source.url.endpoint().to_string(), endpoint);
+        }
+        for bad in
+            ["h:8000", "ftp://h/v1", "http://", "file:///etc/passwd", "http://h/v1?a=b", "http://h/#a", "http://a b"]
+        {
+            assert!(message(with(&[("EMBEDDINGS_URL", bad), model])).contains("OpenAI-compatible"), "{bad}");
+        }
+        for login in ["http://me@h/v1", "https://me:pass@h/v1"] {
+            assert!(message(with(&[("EMBEDDINGS_URL", login), model])).contains("without user and password"));
+        }
+        assert_eq!(message(with(&[url])), "embeddings_model must be set if embeddings_url is");
+        assert_eq!(message(with(&[model])), "embeddings_url must be set if embeddings_model is");
+        assert!(message(with(&[url, ("EMBEDDINGS_MODEL", &"m".repeat(196))])).contains("1 to 195 bytes"));
+        assert!(message(with(&[url, model, ("EMBEDDINGS_API_KEY", "hush hush")])).contains("without blanks"));
+        for (name, value) in [("EMBEDDINGS_DIMENSIONS", "0"), ("EMBEDDINGS_DIMENSIONS", "4001")] {
+            assert!(message(with(&[url, model, (name, value)])).contains("from 1 to 4000"), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_embeddings_is_fixed_by_whoever_names_it() {
+        let source = |more: &[(&str, &str)]| {
+            let dir = here();
+            let sources = bare(&dir).with_env("EMBEDDINGS_URL", "http://h").with_env("EMBEDDINGS_MODEL", "m");
+            Config::load(&more.iter().fold(sources, |sources, (name, value)| sources.with_env(name, *value)))
+        };
+        let expected = |more: &[(&str, &str)]| {
+            let config = source(more).unwrap();
+            let source = config.embeddings.unwrap();
+            assert_eq!(source.expected_dimensions, config.default_dimensions);
+            (source.dimensions, source.expected_dimensions)
+        };
+        let (pgvector, asked) = (("PGVECTOR_DIMENSION", "384"), ("EMBEDDINGS_DIMENSIONS", "384"));
+        assert_eq!(expected(&[]), (None, None));
+        assert_eq!(expected(&[("PGVECTOR_DIMENSION", "1536")]), (None, Some(1536)));
+        assert_eq!(expected(&[asked]), (Some(384), Some(384)));
+        assert_eq!(expected(&[asked, pgvector]), (Some(384), Some(384)));
+        let message = message(source(&[("EMBEDDINGS_DIMENSIONS", "512"), pgvector]));
+        assert!(message.contains("must be 384, as pgvector_dimension is"), "{message}");
     }
 
     #[test]
@@ -707,7 +818,10 @@ mod tests {
     fn secrets_are_never_shown() {
         let dir = here();
         let all = bare(&dir).with_env("API_KEY", KEY).with_flag("secret_key", KEY);
-        let config = Config::load(&all).unwrap();
+        let source = all.with_env("EMBEDDINGS_URL", "http://h").with_env("EMBEDDINGS_MODEL", "m");
+        let config = Config::load(&source.with_env("EMBEDDINGS_API_KEY", KEY)).unwrap();
+        let shown = format!("{:?}", config.embeddings.as_ref().unwrap());
+        assert!(!shown.contains("hush") && shown.contains("***"), "{shown}");
         assert_eq!(config.api_key.as_ref().unwrap().expose(), KEY);
         assert_eq!(config.secret_key.as_ref().unwrap().expose(), KEY);
         let shown = format!("{config:?} {config:#?} {:?} {:?}", config.listing(), config.api_key);

@@ -53,6 +53,8 @@ pub enum Code {
     Overloaded,
     /// The store cannot be used.
     StoreUnavailable,
+    /// The embedding source cannot be asked.
+    EmbeddingsUnavailable,
     /// Not ready for requests.
     NotReady,
     /// The request took too long.
@@ -84,6 +86,7 @@ impl Code {
         Self::InternalError,
         Self::Overloaded,
         Self::StoreUnavailable,
+        Self::EmbeddingsUnavailable,
         Self::NotReady,
         Self::RequestTimeout,
         Self::StorageFull,
@@ -117,6 +120,9 @@ impl Code {
             Self::InternalError => (S::INTERNAL_SERVER_ERROR, "internal_error", "Something broke on our side"),
             Self::Overloaded => (S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests at once"),
             Self::StoreUnavailable => (S::SERVICE_UNAVAILABLE, "store_unavailable", "The store cannot be used"),
+            Self::EmbeddingsUnavailable => {
+                (S::SERVICE_UNAVAILABLE, "embeddings_unavailable", "The embedding source cannot be asked")
+            }
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready"),
             Self::RequestTimeout => (S::SERVICE_UNAVAILABLE, "request_timeout", "The request took too long"),
             Self::StorageFull => (S::INSUFFICIENT_STORAGE, "storage_full", "The disk is full"),
@@ -141,7 +147,7 @@ impl Code {
     /// Whether the same request may succeed in a moment. A write that took too long may have
     /// happened: it is not for machines to repeat.
     fn is_transient(self) -> bool {
-        matches!(self, Self::Overloaded | Self::StoreUnavailable | Self::NotReady)
+        matches!(self, Self::Overloaded | Self::StoreUnavailable | Self::EmbeddingsUnavailable | Self::NotReady)
     }
 }
 

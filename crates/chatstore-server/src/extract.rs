@@ -88,7 +88,6 @@ impl<T: FromQuery> Describe for Query<T> {
     fn describe(operation: &mut Operation) {
         T::describe(operation);
         operation.fails(Code::ValidationFailed);
-        operation.fails(Code::InvalidCursor);
     }
 }
 

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
+use chatstore_core::api_keys::Permission;
+use chatstore_core::limits::VECTOR_DIMENSIONS_MAX;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -188,6 +190,20 @@ pub fn status(_: &mut SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "string", "enum": ["in_progress", "completed", "incomplete"]})
 }
 
+/// How a vector looks.
+pub fn numbers(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": VECTOR_DIMENSIONS_MAX,
+    })
+}
+
+/// How a vector that may be absent looks.
+pub fn optional_numbers(_: &mut SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": ["array", "null"], "items": {"type": "number"}, "minItems": 1, "maxItems": VECTOR_DIMENSIONS_MAX,
+    })
+}
+
 /// How any JSON that is kept byte for byte looks.
 pub fn anything(_: &mut SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({})
@@ -220,7 +236,7 @@ pub fn document() -> Value {
         (route.describe)(&mut operation);
         if route.access != Access::Open {
             operation.fails(Code::Overloaded);
-            if route.method != Method::GET {
+            if route.method != Method::GET && route.access != Access::Needs(Permission::Search) {
                 operation.fails(Code::StorageFull);
             }
         }
@@ -240,6 +256,8 @@ pub fn document() -> Value {
         "tags": [
             {"name": "sessions", "description": "Conversations."},
             {"name": "messages", "description": "What is said in them, in order."},
+            {"name": "search", "description": "Find messages by words and by meaning."},
+            {"name": "embeddings", "description": "Vectors of messages, and the source that makes them."},
             {"name": "admin", "description": "For operators."},
             {"name": "service", "description": "Health and documents; open to all."},
         ],
@@ -254,11 +272,16 @@ pub fn document() -> Value {
     })
 }
 
-/// An answer has all its fields, also those that are null.
+/// Fields that stand in an answer only when they were asked for or have something to say.
+const AT_TIMES: [&str; 3] = ["degraded", "embeddings", "next_cursor"];
+
+/// An answer has all its other fields, also those that are null.
 fn require_what_is_sent(mut schemas: Map<String, Value>) -> Map<String, Value> {
     for (name, schema) in &mut schemas {
-        let names: Option<Vec<Value>> =
-            schema["properties"].as_object().map(|all| all.keys().cloned().map(Value::from).collect());
+        let names: Option<Vec<Value>> = schema["properties"].as_object().map(|all| {
+            let always = all.keys().filter(|name| !AT_TIMES.contains(&name.as_str()));
+            always.cloned().map(Value::from).collect()
+        });
         if let Some(names) = names.filter(|_| name.ends_with("Response")) {
             schema["required"] = names.into();
         }
@@ -266,7 +289,7 @@ fn require_what_is_sent(mut schemas: Map<String, Value>) -> Map<String, Value> {
     schemas
 }
 
-const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions and messages.\n\n\
+const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions, messages, and the search of them.\n\n\
     Send an API key in `X-API-Key` or as `Authorization: Bearer`. Every path works with and without a trailing slash. \
     Lists are bare arrays; the `Link` header leads to the next page. Errors are `application/problem+json` (RFC 9457) \
     with a stable `code`.";

@@ -95,19 +95,35 @@ impl Pairs {
         self.read("order", "`asc` or `desc`", parse, errors).unwrap_or(default)
     }
 
+    /// `true` or `false`.
+    pub fn boolean(&self, name: &str, errors: &mut Vec<FieldError>) -> Option<bool> {
+        let parse = |text: &str| match text {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        self.read(name, "`true` or `false`", parse, errors)
+    }
+
+    /// A whole number from 0; one that is too large is the largest.
+    pub fn natural(&self, name: &str, errors: &mut Vec<FieldError>) -> Option<u64> {
+        self.read(name, "a whole number from 0", natural, errors)
+    }
+
+    /// The size of a page that begins where a cursor says.
+    pub fn cursor_paging(&self, errors: &mut Vec<FieldError>) -> Paging {
+        let limit =
+            self.read("limit", "a whole number from 1", |text| natural(text).filter(|limit| *limit > 0), errors);
+        let cursor = self.get("cursor").map(ToOwned::to_owned);
+        Paging { path: self.path.clone(), others: self.others(), ..Paging::new(limit, cursor) }
+    }
+
     /// The size of a page, and where it begins if no cursor says so.
     pub fn paging(&self, errors: &mut Vec<FieldError>) -> Paging {
-        let natural = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
-        };
-        let positive = |text: &str| natural(text).filter(|limit| *limit > 0);
-        let limit = self.read("limit", "a whole number from 1", positive, errors);
-        let limit =
-            limit.map_or(PAGE_ITEMS_DEFAULT, |limit| u32::try_from(limit).unwrap_or(u32::MAX).min(PAGE_ITEMS_MAX));
+        let paging = self.cursor_paging(errors);
         let mut offset = None;
         for name in ["skip", "offset"] {
-            let value = self.read(name, "a whole number from 0", natural, errors);
+            let value = self.natural(name, errors);
             if value.is_some_and(|value| value > OFFSET_MAX) {
                 let detail =
                     format!("must be at most {OFFSET_MAX}; follow `cursor` from the `Link` header to go deeper");
@@ -115,17 +131,21 @@ impl Pairs {
             }
             offset = offset.or(value);
         }
-        let cursor = self.get("cursor").map(ToOwned::to_owned);
-        if cursor.is_some() && offset.is_some() {
+        if paging.cursor.is_some() && offset.is_some() {
             errors.push(FieldError::new("?cursor", "cannot be joined with `skip` or `offset`"));
         }
-        Paging { limit, offset: offset.unwrap_or(0), cursor, path: self.path.clone(), others: self.others() }
+        Paging { offset: offset.unwrap_or(0), ..paging }
     }
 
     fn others(&self) -> Vec<(String, String)> {
         let paging = |key: &str| matches!(key, "cursor" | "skip" | "offset");
         self.pairs.iter().filter(|(key, _)| !paging(key)).cloned().collect()
     }
+}
+
+fn natural(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
 }
 
 /// A page as asked for.
@@ -139,6 +159,13 @@ pub struct Paging {
 }
 
 impl Paging {
+    /// A page of a list that has no path of its own: its parameters stand in a body. A limit that is too large is cut.
+    pub fn new(limit: Option<u64>, cursor: Option<String>) -> Self {
+        let limit =
+            limit.map_or(PAGE_ITEMS_DEFAULT, |limit| u32::try_from(limit).unwrap_or(u32::MAX).min(PAGE_ITEMS_MAX));
+        Self { limit, offset: 0, cursor, path: String::new(), others: Vec::new() }
+    }
+
     /// What the store is asked for; the cursor must have been signed for the same `binding`.
     ///
     /// # Errors
@@ -149,7 +176,7 @@ impl Paging {
             Some(cursor) => PageStart::After(key.verify(cursor, binding).ok_or_else(|| {
                 ApiError::new(
                     Code::InvalidCursor,
-                    "Take `cursor` from a `Link` header of this list, and send it with the same filters and order.",
+                    "Take `cursor` from a page of this list, and send it with the same filters and order.",
                 )
             })?),
         };
@@ -169,11 +196,7 @@ impl Paging {
 
     /// Writes the parameters of every list into the document.
     pub fn describe(operation: &mut Operation) {
-        operation.query_parameter(
-            "limit",
-            "Items in the page: from 1, cut to 100.",
-            serde_json::json!({"type": "integer", "minimum": 1, "default": PAGE_ITEMS_DEFAULT}),
-        );
+        Self::describe_cursor(operation);
         let offset = serde_json::json!({"type": "integer", "minimum": 0, "maximum": OFFSET_MAX, "default": 0});
         operation.query_parameter(
             "skip",
@@ -181,11 +204,21 @@ impl Paging {
             offset.clone(),
         );
         operation.query_parameter("offset", "Items to pass over; for small depths. `skip` is the same.", offset);
+    }
+
+    /// Writes the parameters of a list that is walked by cursors alone into the document.
+    pub fn describe_cursor(operation: &mut Operation) {
+        operation.query_parameter(
+            "limit",
+            "Items in the page: from 1, cut to 100.",
+            serde_json::json!({"type": "integer", "minimum": 1, "default": PAGE_ITEMS_DEFAULT}),
+        );
         operation.query_parameter(
             "cursor",
             "Where the page begins: from the `Link` header of the page before.",
             serde_json::json!({"type": "string"}),
         );
+        operation.fails(Code::InvalidCursor);
     }
 }
 

@@ -34,6 +34,14 @@ pub struct Listed<T> {
     pub next: Option<String>,
 }
 
+/// 200 with a JSON body, and a link to the next page if there is one.
+pub struct Linked<T> {
+    /// The page.
+    pub body: T,
+    /// Path and query of the next page.
+    pub next: Option<String>,
+}
+
 /// Bytes an item of a list is expected to take; one that takes more costs a copy.
 const ITEM_BYTES: usize = 1_024;
 
@@ -85,12 +93,21 @@ impl<T: Serialize> IntoResponse for Created<T> {
 
 impl<T: Serialize> IntoResponse for Listed<T> {
     fn into_response(self) -> Response {
-        let mut response = json(StatusCode::OK, &self.items, self.items.len());
-        if let Some(next) = &self.next {
-            insert(&mut response, header::LINK, &format!("<{next}>; rel=\"next\""));
-        }
-        response
+        linked(json(StatusCode::OK, &self.items, self.items.len()), self.next.as_deref())
     }
+}
+
+impl<T: Serialize> IntoResponse for Linked<T> {
+    fn into_response(self) -> Response {
+        linked(json(StatusCode::OK, &self.body, 1), self.next.as_deref())
+    }
+}
+
+fn linked(mut response: Response, next: Option<&str>) -> Response {
+    if let Some(next) = next {
+        insert(&mut response, header::LINK, &format!("<{next}>; rel=\"next\""));
+    }
+    response
 }
 
 impl<T: JsonSchema + Example> DescribeOutput for Ok200<T> {
@@ -115,7 +132,14 @@ impl<T: JsonSchema + Example> DescribeOutput for Created<T> {
 
 impl<T: JsonSchema + Example> DescribeOutput for Listed<T> {
     fn describe(operation: &mut Operation) {
-        let link = [("Link", "The next page (RFC 8288, `rel=\"next\"`), while there is one.")];
-        operation.answers::<Vec<T>>(200, "A page.", &link);
+        operation.answers::<Vec<T>>(200, "A page.", &LINK);
     }
 }
+
+impl<T: JsonSchema + Example> DescribeOutput for Linked<T> {
+    fn describe(operation: &mut Operation) {
+        operation.answers::<T>(200, "A page.", &LINK);
+    }
+}
+
+const LINK: [(&str, &str); 1] = [("Link", "The next page (RFC 8288, `rel=\"next\"`), while there is one.")];

@@ -13,7 +13,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use chatstore_core::api_keys::Permission;
 use futures_util::FutureExt as _;
 
-use crate::api::{OperationDoc, archive, messages, service, sessions};
+use crate::api::{OperationDoc, archive, embeddings, messages, search, service, sessions};
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::openapi::{DescribedHandler, Operation};
@@ -46,9 +46,10 @@ pub struct Route {
 /// Every route there is. The open ones are all in the first block.
 pub fn routes() -> Vec<Route> {
     use Access::{Needs, Open};
-    use Permission::{Admin, Delete, Read, Write};
+    use Permission::{Admin, Delete, Read, Search, Write};
     const GET: Method = Method::GET;
     const POST: Method = Method::POST;
+    const PUT: Method = Method::PUT;
     const PATCH: Method = Method::PATCH;
     const DELETE: Method = Method::DELETE;
     vec![
@@ -59,7 +60,29 @@ pub fn routes() -> Vec<Route> {
         route(GET, "/livez", Open, service::get_liveness, &service::GET_LIVENESS),
         route(GET, "/openapi.json", Open, service::get_openapi, &service::GET_OPENAPI),
         route(GET, "/readyz", Open, service::get_readiness, &service::GET_READINESS),
+        route(
+            GET,
+            "/api/v1/admin/embeddings",
+            Needs(Admin),
+            embeddings::get_embedding_backlog,
+            &embeddings::GET_EMBEDDING_BACKLOG,
+        ),
+        route(
+            POST,
+            "/api/v1/admin/embeddings/retry",
+            Needs(Admin),
+            embeddings::retry_parked_embeddings,
+            &embeddings::RETRY_PARKED_EMBEDDINGS,
+        ),
         route(POST, "/api/v1/admin/import", Needs(Admin), archive::import_sessions, &archive::IMPORT_SESSIONS),
+        route(
+            GET,
+            "/api/v1/search",
+            Needs(Search),
+            search::search_messages_by_query,
+            &search::SEARCH_MESSAGES_BY_QUERY,
+        ),
+        route(POST, "/api/v1/search", Needs(Search), search::search_messages, &search::SEARCH_MESSAGES),
         route(GET, "/api/v1/sessions", Needs(Read), sessions::list_sessions, &sessions::LIST_SESSIONS),
         route(POST, "/api/v1/sessions", Needs(Write), sessions::create_session, &sessions::CREATE_SESSION),
         route(GET, "/api/v1/sessions/{session_id}", Needs(Read), sessions::get_session, &sessions::GET_SESSION),
@@ -91,6 +114,13 @@ pub fn routes() -> Vec<Route> {
             messages::append_messages,
             &messages::APPEND_MESSAGES,
         ),
+        route(
+            GET,
+            "/api/v1/sessions/{session_id}/search",
+            Needs(Search),
+            search::search_session,
+            &search::SEARCH_SESSION,
+        ),
         route(GET, "/api/v1/messages/{message_id}", Needs(Read), messages::get_message, &messages::GET_MESSAGE),
         route(
             PATCH,
@@ -105,6 +135,13 @@ pub fn routes() -> Vec<Route> {
             Needs(Delete),
             messages::delete_message,
             &messages::DELETE_MESSAGE,
+        ),
+        route(
+            PUT,
+            "/api/v1/messages/{message_id}/embedding",
+            Needs(Write),
+            embeddings::set_embedding,
+            &embeddings::SET_EMBEDDING,
         ),
     ]
 }

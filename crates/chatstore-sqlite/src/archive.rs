@@ -1,8 +1,11 @@
 //! Whole conversations into and out of SQLite.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore, ArchivedSession, Imported};
-use chatstore_core::ids::SessionId;
+use chatstore_core::embeddings::{Embedding, Vector};
+use chatstore_core::ids::{MessageId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::Message;
@@ -11,9 +14,12 @@ use chatstore_core::store::{Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
+use crate::derived::{Brought, insert_derived};
+use crate::embeddings::jobs::Job;
 use crate::messages::{SEQ_END, insert_message, message_columns, message_no, message_row, plus_tokens};
+use crate::search::index::{Home, analysed};
 use crate::sessions::{SessionRow, insert_session, session_columns, session_row};
-use crate::writer::{Failure, Kind};
+use crate::writer::{Failure, Kind, WriteConnection};
 
 const SELECT_BY_SESSION_ID: &str = concat!("select ", session_columns!(), " from sessions s where s.session_id = ?1");
 const SELECT_BY_EXTERNAL_ID: &str = concat!(
@@ -54,10 +60,15 @@ pub(crate) const STATEMENTS: &[&str] = &[
 
 #[async_trait]
 impl ArchiveStore for SqliteStore {
-    async fn import_session(&self, scope: &Scope, archived: ArchivedSession) -> Result<Imported, StoreError> {
+    async fn import_session(&self, scope: &Scope, mut archived: ArchivedSession) -> Result<Imported, StoreError> {
         let scope = scope.clone();
-        let bytes = archived.session.bytes() + archived.messages.iter().map(Message::bytes).sum::<usize>();
-        self.writer.write(Kind::Plain, bytes, move |connection| import(connection, &scope, archived)).await
+        let bytes = archived_bytes(&archived);
+        let home = Home { project_id: scope.project_id, bucket: archived.session.session_id.bucket() };
+        let messages = std::mem::take(&mut archived.messages);
+        let (messages, lexemes) = analysed(home, messages, |message| live_content(message)).await?;
+        archived.messages = messages;
+        let bytes = bytes + lexemes.iter().map(String::len).sum::<usize>();
+        self.writer.write(Kind::Plain, bytes, move |connection| import(connection, &scope, archived, lexemes)).await
     }
 
     async fn export_sessions(
@@ -127,8 +138,25 @@ fn blank_if_deleted(message: &mut Message) {
     }
 }
 
-fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> Result<Imported, Failure> {
-    let ArchivedSession { identity, session, messages, embeddings: _, embed: _ } = archived;
+fn archived_bytes(archived: &ArchivedSession) -> usize {
+    let numbers = |embedding: &Embedding| embedding.vectors.iter().map(Vector::dimensions).sum::<usize>();
+    archived.session.bytes()
+        + archived.messages.iter().map(Message::bytes).sum::<usize>()
+        + size_of::<f32>() * archived.embeddings.iter().map(numbers).sum::<usize>()
+}
+
+fn live_content(message: &Message) -> &str {
+    if message.deleted_at.is_none() { &message.content } else { "" }
+}
+
+/// Stores what is new; `lexemes` are those of each message.
+fn import(
+    connection: &WriteConnection,
+    scope: &Scope,
+    archived: ArchivedSession,
+    lexemes: Vec<String>,
+) -> Result<Imported, Failure> {
+    let ArchivedSession { identity, session, messages, embeddings, embed } = archived;
     if scope.user_id.is_some() && session.user_id != scope.user_id {
         let detail = "is another than the caller speaks for".to_owned();
         return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail }.into());
@@ -158,7 +186,7 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
     let times = |session: &Session| (session.updated_at, session.last_message_at);
     let keeps_times = is_new || times(&stored) == times(&session);
     let mut fresh = Vec::new();
-    for mut message in messages {
+    for (mut message, mut lexemes) in messages.into_iter().zip(lexemes) {
         if message.seq <= stored.last_seq {
             continue;
         }
@@ -166,20 +194,45 @@ fn import(connection: &Connection, scope: &Scope, archived: ArchivedSession) -> 
             let detail = format!("leaves a gap: the next message of this session has seq {}", stored.last_seq + 1);
             return Err(StoreError::Invalid { pointer: "/messages".to_owned(), detail }.into());
         }
-        message.session_id = stored.session_id;
+        (message.project_id, message.session_id) = (stored.project_id, stored.session_id);
         // Nothing comes back into a deleted session: its erasing is over.
         message.deleted_at = message.deleted_at.or(stored.deleted_at);
         blank_if_deleted(&mut message);
         count(&mut stored, &message, keeps_times);
-        fresh.push(message);
+        if stored.session_id.bucket() != session.session_id.bucket() {
+            // It was recognised by another id than the lexemes were made for.
+            lexemes = Home::of(&message).lexemes(&message.content);
+        }
+        fresh.push((message, lexemes));
     }
-    for message in &fresh {
-        insert_message(connection, session_no, message)?;
-    }
+    insert_messages(connection, session_no, &fresh, &embeddings, embed)?;
     if !fresh.is_empty() {
         save_counters(connection, session_no, &stored)?;
     }
     Ok(Imported { session: is_new, messages: fresh.len() as u64 })
+}
+
+/// Stores messages with their lexemes, and what is derived of those that are live.
+fn insert_messages(
+    connection: &WriteConnection,
+    session_no: i64,
+    fresh: &[(Message, String)],
+    embeddings: &[Embedding],
+    embed: bool,
+) -> Result<(), Failure> {
+    let mut vectors: HashMap<MessageId, Vec<(&str, &[Vector])>> = HashMap::new();
+    for Embedding { message_id, model, vectors: parts } in embeddings {
+        vectors.entry(*message_id).or_default().push((model, parts));
+    }
+    for (message, lexemes) in fresh {
+        insert_message(connection, session_no, message)?;
+        if message.deleted_at.is_none() {
+            let vectors = vectors.remove(&message.message_id).unwrap_or_default();
+            let brought = Brought { lexemes, vectors, job: embed.then(Job::backfill) };
+            insert_derived(connection, message_no(session_no, message.seq), message, brought)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to continue a session whose last message is not the one that stands there in the

@@ -23,6 +23,12 @@ pub(crate) fn time_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<
     us.map(|us| Timestamp::from_micros(us).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, us))).transpose()
 }
 
+/// A number that cannot be negative.
+pub(crate) fn count_column(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let count: i64 = row.get(column)?;
+    u64::try_from(count).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, count))
+}
+
 /// JSON kept as text.
 pub(crate) fn json_column(row: &Row<'_>, column: usize) -> rusqlite::Result<RawJson> {
     json(column, row.get(column)?)

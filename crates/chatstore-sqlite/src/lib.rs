@@ -9,6 +9,7 @@ mod archive;
 mod backup;
 mod columns;
 mod connection;
+mod derived;
 mod embeddings;
 mod error;
 mod lock;
@@ -35,6 +36,7 @@ pub use migrate::{migrate, migration_status};
 
 use error::file_error;
 use reader::Readers;
+use search::VectorCache;
 use writer::Writer;
 use writer::checkpoint::Checkpointer;
 
@@ -54,6 +56,8 @@ pub struct SqliteOptions {
     /// Whether this process holds the [`LockFile`]: it then erases what was deleted, and copies
     /// and empties the write-ahead log. Any other leaves that to the holder.
     pub exclusive: bool,
+    /// Bytes of vectors that are kept in memory for searches.
+    pub vector_cache_bytes: usize,
 }
 
 impl SqliteOptions {
@@ -66,6 +70,7 @@ impl SqliteOptions {
             batch_max: 256,
             readers: 4,
             exclusive: true,
+            vector_cache_bytes: 128 << 20,
         }
     }
 }
@@ -74,6 +79,7 @@ impl SqliteOptions {
 pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Readers>,
+    vectors: Arc<VectorCache>,
 }
 
 impl SqliteStore {
@@ -83,8 +89,9 @@ impl SqliteStore {
     /// A sentence for the operator: the file is missing, foreign, too new or too old, unreadable
     /// or damaged.
     pub fn open(options: &SqliteOptions) -> Result<Self, OpenError> {
-        let connection = connection::open_writer(&options.path, options.synchronous)?;
+        let mut connection = connection::open_writer(&options.path, options.synchronous)?;
         migrate::require_current(&connection, &options.path)?;
+        search::index::require_analyser(&mut connection).map_err(error::open_error_at(&options.path))?;
         let readers = Readers::open(&options.path, options.readers)?;
         let shared = Arc::new(writer::Shared::default());
         let io = |error| file_error(&options.path, &error);
@@ -97,7 +104,7 @@ impl SqliteStore {
         };
         let writer = Writer::start(connection, checkpointer, options.write_queue_max, options.batch_max, shared);
         let writer = writer.map_err(io)?;
-        Ok(Self { writer, readers: Arc::new(readers) })
+        Ok(Self { writer, readers: Arc::new(readers), vectors: Arc::new(VectorCache::new(options.vector_cache_bytes)) })
     }
 }
 
@@ -139,7 +146,7 @@ impl Store for SqliteStore {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use chatstore_core::clock::Ctx;
 
     use super::*;
@@ -152,6 +159,16 @@ mod tests {
         connection::open_writer(&path, Synchronous::Full).unwrap()
     }
 
+    fn derived_statements() -> Vec<&'static str> {
+        let embeddings = [
+            embeddings::STATEMENTS,
+            embeddings::jobs::STATEMENTS,
+            embeddings::source::STATEMENTS,
+            embeddings::vectors::STATEMENTS,
+        ];
+        [search::statements(), embeddings.concat(), writer::connection::STATEMENTS.to_vec()].concat()
+    }
+
     #[test]
     fn every_statement_fits_the_schema() {
         let connection = migrated();
@@ -162,7 +179,13 @@ mod tests {
             api_keys::STATEMENTS,
             projects::STATEMENTS,
             archive::STATEMENTS,
+            embeddings::SORTING_STATEMENTS,
+            embeddings::source::SMALL_STATEMENTS,
+            search::index::OPENING_STATEMENTS,
+            search::text::PENDING_STATEMENTS,
+            writer::connection::PENDING_STATEMENTS,
             &[SELECT_CURSOR_SECRET],
+            &derived_statements(),
         ];
         for sql in statements.concat() {
             connection.prepare(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -178,6 +201,7 @@ mod tests {
             api_keys::STATEMENTS,
             archive::STATEMENTS,
             sessions::STATEMENTS,
+            &derived_statements(),
         ]
         .concat()
         {
@@ -192,7 +216,10 @@ mod tests {
             let plan = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
             for step in plan {
                 let step = step.unwrap();
-                let scans = step.contains("SCAN") && step != "SCAN CONSTANT ROW" && !step.starts_with("SCAN (subquery");
+                let scans = step.contains("SCAN")
+                    && step != "SCAN CONSTANT ROW"
+                    && !step.starts_with("SCAN (subquery")
+                    && !step.contains("VIRTUAL TABLE INDEX");
                 assert!(!scans && !step.contains("TEMP B-TREE"), "{sql}: {step}");
             }
         }

@@ -17,6 +17,8 @@ use uuid::Uuid;
 
 use crate::SqliteStore;
 use crate::columns::{id_column, json_column, json_column_opt, time_column, time_column_opt};
+use crate::derived::{delete_derived, renew_derived};
+use crate::search::index::{Home, analysed};
 use crate::sessions::note_hour;
 use crate::writer::{Failure, Kind};
 
@@ -29,7 +31,7 @@ macro_rules! message_columns {
 }
 pub(crate) use message_columns;
 
-const SELECT_SESSION_NO: &str = "select session_no from sessions
+pub(crate) const SELECT_SESSION_NO: &str = "select session_no from sessions
     where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
 const INSERT_MESSAGE: &str = "insert into messages
     (message_no, message_id, parent_id, role, kind, status, content, payload, metadata, context, external_id,
@@ -99,9 +101,14 @@ impl MessageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Vec<Message>, StoreError> {
         let scope = scope.clone();
-        let bytes = messages.iter().map(NewMessage::bytes).sum();
+        let bytes: usize = messages.iter().map(NewMessage::bytes).sum();
+        let home = Home { project_id: scope.project_id, bucket: session_id.bucket() };
+        let (messages, lexemes) = analysed(home, messages, |message| &message.content).await?;
+        let bytes = bytes + lexemes.iter().map(String::len).sum::<usize>();
         self.writer
-            .write(Kind::Append, bytes, move |connection| append::append(connection, &scope, session_id, messages, now))
+            .write(Kind::Append, bytes, move |connection| {
+                append::append(connection, &scope, session_id, messages, lexemes, now)
+            })
             .await
     }
 
@@ -161,6 +168,7 @@ impl MessageStore for SqliteStore {
                 let mut message = find_message(connection, &scope, message_id)?;
                 expected.check(message.version)?;
                 let before = message.token_count;
+                let (content, embed) = (message.content.clone(), patch.embed);
                 if patch.apply(&mut message, now)? {
                     let row = row_number(connection, message_id)?;
                     connection.prepare_cached(UPDATE_MESSAGE)?.execute(params![
@@ -176,6 +184,9 @@ impl MessageStore for SqliteStore {
                         message.updated_at.as_micros(),
                     ])?;
                     touch_session(connection, row >> 32, 0, before, message.token_count, now)?;
+                    if message.content != content {
+                        renew_derived(connection, row, &content, &message, embed, now)?;
+                    }
                 }
                 Ok(message)
             })
@@ -195,6 +206,7 @@ impl MessageStore for SqliteStore {
                 let message = find_message(connection, &scope, message_id)?;
                 expected.check(message.version)?;
                 let row = row_number(connection, message_id)?;
+                delete_derived(connection, Home::of(&message), row - 1, row)?;
                 let at = now.max(message.updated_at).as_micros();
                 connection.prepare_cached(DELETE_MESSAGE)?.execute(params![
                     row,
@@ -210,7 +222,7 @@ impl MessageStore for SqliteStore {
 
 const SELECT_MESSAGE_NO: &str = "select message_no from messages where message_id = ?1";
 
-fn row_number(connection: &Connection, message_id: MessageId) -> rusqlite::Result<i64> {
+pub(crate) fn row_number(connection: &Connection, message_id: MessageId) -> rusqlite::Result<i64> {
     connection.prepare_cached(SELECT_MESSAGE_NO)?.query_row(params![message_id.as_bytes()], |row| row.get(0))
 }
 
@@ -237,7 +249,7 @@ pub(crate) fn insert_message(connection: &Connection, session_no: i64, message: 
     inserted.map(drop)
 }
 
-fn find_message(connection: &Connection, scope: &Scope, message_id: MessageId) -> Result<Message, Failure> {
+pub(crate) fn find_message(connection: &Connection, scope: &Scope, message_id: MessageId) -> Result<Message, Failure> {
     let params = params![message_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
     let message = connection.prepare_cached(SELECT_MESSAGE)?.query_row(params, owned_message_row).optional()?;
     Ok(message.ok_or(StoreError::NotFound)?)
@@ -319,6 +331,6 @@ pub(crate) fn message_row(row: &Row<'_>, session_id: SessionId, project_id: Proj
 }
 
 /// Reads a row that also names its session and project.
-fn owned_message_row(row: &Row<'_>) -> rusqlite::Result<Message> {
+pub(crate) fn owned_message_row(row: &Row<'_>) -> rusqlite::Result<Message> {
     message_row(row, id_column(row, 16)?.into(), id_column(row, 17)?.into())
 }

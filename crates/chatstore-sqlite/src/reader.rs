@@ -71,6 +71,12 @@ impl Budget {
         spent > QUICK_BYTES_MAX && self.deadline_ms.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether a long read has had its time.
+    fn is_late(&self) -> bool {
+        let deadline_ms = self.deadline_ms.load(Ordering::Relaxed);
+        deadline_ms > 0 && self.now_ms() > deadline_ms
+    }
+
     /// Counts a look; tells whether the read has run for too long.
     fn is_over(&self) -> bool {
         let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
@@ -142,6 +148,29 @@ impl Reader {
             items.push(item);
         }
         Ok((items, false))
+    }
+
+    /// Shows every row to `visit`, which does its own counting with [`Reader::spend`].
+    pub(crate) fn visit(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut visit: impl FnMut(&Row<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(params)?;
+        while let Some(row) = rows.next()? {
+            visit(row)?;
+        }
+        Ok(())
+    }
+
+    /// Counts `bytes` that are gone through outside of SQLite, which looks at the clock by itself.
+    pub(crate) fn spend(&self, bytes: usize) -> Result<(), Failure> {
+        match self.budget.spends_all(bytes) || self.budget.is_late() {
+            true => Err(interrupted().into()),
+            false => Ok(()),
+        }
     }
 
     /// Runs `read` on one snapshot of the file.

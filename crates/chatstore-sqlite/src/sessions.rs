@@ -18,8 +18,11 @@ use uuid::Uuid;
 
 use crate::SqliteStore;
 use crate::columns::{id_column, json_column, time_column, time_column_opt};
-use crate::messages::message_no;
-use crate::writer::{Failure, Kind};
+use crate::derived::delete_derived;
+use crate::embeddings::jobs::delete_jobs;
+use crate::messages::{SEQ_END, message_no};
+use crate::search::index::Home;
+use crate::writer::{Failure, Kind, WriteConnection};
 
 const INSERT_SESSION: &str = "insert into sessions
     (session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
@@ -43,10 +46,11 @@ const INSERT_METADATA: &str =
 const DELETE_METADATA: &str =
     "delete from session_metadata where project_id = ?1 and key = ?2 and value = ?3 and session_no = ?4";
 const INSERT_ERASURE: &str = "insert into session_erasures (session_no, erased_seq) values (?1, 0)";
-const SELECT_ERASURE: &str = "select s.session_no, e.erased_seq, s.deleted_at from session_erasures e
+const SELECT_ERASURE: &str = "select s.session_no, e.erased_seq, s.deleted_at, s.project_id, s.session_id
+    from session_erasures e
     join sessions s on s.session_no = e.session_no limit 1";
 const SELECT_ERASABLE: &str = "select message_no, octet_length(content) + coalesce(octet_length(payload), 0)
-        + octet_length(metadata) + coalesce(octet_length(context), 0)
+        + octet_length(metadata) + coalesce(octet_length(context), 0), octet_length(content)
     from messages where message_no > ?1 and message_no < ?2 order by message_no limit ?3";
 const ERASE_MESSAGES: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, deleted_at = ?3
@@ -56,6 +60,8 @@ const DELETE_ERASURE: &str = "delete from session_erasures where session_no = ?1
 
 /// Bytes of text that are erased in one transaction; appends wait for no more.
 const ERASE_BYTES_BATCH: i64 = 4 << 20;
+/// And of content: its words leave the index one by one.
+const ERASE_CONTENT_BYTES_BATCH: i64 = 8 << 10;
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -191,6 +197,7 @@ impl SessionStore for SqliteStore {
                     at
                 ])?;
                 drop_metadata(connection, session_no, &session, &session.metadata)?;
+                delete_jobs(connection, message_no(session_no, 0), message_no(session_no, SEQ_END))?;
                 connection.prepare_cached(INSERT_ERASURE)?.execute(params![session_no])?;
                 Ok(session)
             })
@@ -264,18 +271,34 @@ pub(crate) fn note_hour(connection: &Connection, session_no: i64, updated_at: Ti
     connection.prepare_cached(UPDATE_UPDATED_HOUR)?.execute(params![session_no, updated_at.hour()]).map(drop)
 }
 
+/// A deleted session whose messages are still to be blanked.
+struct Erasure {
+    session_no: i64,
+    erased_seq: i64,
+    deleted_at: i64,
+    home: Home,
+}
+
+fn erasure_row(row: &Row<'_>) -> rusqlite::Result<Erasure> {
+    let session_id = SessionId::from(id_column(row, 4)?);
+    Ok(Erasure {
+        session_no: row.get(0)?,
+        erased_seq: row.get(1)?,
+        deleted_at: row.get(2)?,
+        home: Home { project_id: id_column(row, 3)?.into(), bucket: session_id.bucket() },
+    })
+}
+
 /// Blanks a batch of messages of deleted sessions; tells whether more may wait.
-pub(crate) fn erase_some(connection: &Connection) -> rusqlite::Result<bool> {
-    let next = connection
-        .prepare_cached(SELECT_ERASURE)?
-        .query_row((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
-        .optional()?;
-    let Some((session_no, erased_seq, deleted_at)) = next else {
+pub(crate) fn erase_some(connection: &WriteConnection) -> rusqlite::Result<bool> {
+    let next = connection.prepare_cached(SELECT_ERASURE)?.query_row((), erasure_row).optional()?;
+    let Some(Erasure { session_no, erased_seq, deleted_at, home }) = next else {
         return Ok(false);
     };
     let from = message_no(session_no, erased_seq);
     match last_erasable(connection, session_no, from)? {
         Some(to) => {
+            delete_derived(connection, home, from, to)?;
             connection.prepare_cached(ERASE_MESSAGES)?.execute(params![from, to, deleted_at])?;
             let erased_seq = to - message_no(session_no, 0);
             connection.prepare_cached(UPDATE_ERASURE)?.execute(params![session_no, erased_seq])?;
@@ -291,12 +314,14 @@ pub(crate) fn erase_some(connection: &Connection) -> rusqlite::Result<bool> {
 fn last_erasable(connection: &Connection, session_no: i64, from: i64) -> rusqlite::Result<Option<i64>> {
     let mut statement = connection.prepare_cached(SELECT_ERASABLE)?;
     let mut rows = statement.query(params![from, message_no(session_no + 1, 0), ERASE_MESSAGES_BATCH])?;
-    let (mut last, mut bytes) = (None, 0);
+    let (mut last, mut bytes, mut content_bytes) = (None, 0, 0);
     while let Some(row) = rows.next()?
         && bytes < ERASE_BYTES_BATCH
+        && content_bytes < ERASE_CONTENT_BYTES_BATCH
     {
         last = Some(row.get(0)?);
         bytes += row.get::<_, i64>(1)?;
+        content_bytes += row.get::<_, i64>(2)?;
     }
     Ok(last)
 }

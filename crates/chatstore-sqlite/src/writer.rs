@@ -6,6 +6,7 @@
 //! writes until it is opened anew: after a failed fsync nobody knows what the disk holds.
 
 pub(crate) mod checkpoint;
+pub(crate) mod connection;
 mod job;
 
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use crate::error::{Severity, severity, store_error};
 use crate::sessions::erase_some;
 
 use checkpoint::Checkpointer;
+pub(crate) use connection::WriteConnection;
 pub(crate) use job::{Failure, Kind};
 use job::{Job, WriteJob};
 
@@ -109,7 +111,7 @@ impl Writer {
             }))
             .map_err(std::io::Error::other)?;
         let worker = Worker {
-            connection,
+            connection: WriteConnection::new(connection).map_err(std::io::Error::other)?,
             jobs,
             shared: shared.clone(),
             batch_max: batch_max.max(1),
@@ -125,7 +127,7 @@ impl Writer {
     /// Runs `job` in the next batch and waits for the commit. `bytes` is roughly what it holds.
     pub(crate) async fn write<F, T>(&self, kind: Kind, bytes: usize, job: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
         self.enqueue(kind, bytes, job)?.await.unwrap_or_else(|_| Err(closed()))
@@ -138,7 +140,7 @@ impl Writer {
         job: F,
     ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError>
     where
-        F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
         self.shared.check()?;
@@ -192,7 +194,7 @@ fn closed() -> StoreError {
 
 /// The thread's own state.
 struct Worker {
-    connection: Connection,
+    connection: WriteConnection,
     jobs: Receiver<Box<dyn Job>>,
     shared: Arc<Shared>,
     batch_max: usize,
@@ -272,8 +274,8 @@ impl Worker {
         };
         if outcome.is_ok() {
             self.count(&batch);
-        } else if !self.connection.is_autocommit() {
-            let _ = self.connection.execute_batch("rollback");
+        } else {
+            self.roll_back();
         }
         for job in batch {
             self.shared.queued_bytes.fetch_sub(job.bytes(), Ordering::Relaxed);
@@ -311,6 +313,7 @@ impl Worker {
     /// Runs one job in its savepoint. An error means that the whole transaction is lost.
     fn run_job(&self, job: &mut dyn Job) -> Result<(), StoreError> {
         self.execute(SAVEPOINT).map_err(|error| self.shared.judge(error))?;
+        let deleted = self.connection.deleted();
         let error = match job.run(&self.connection) {
             Ok(()) => return self.execute(RELEASE).map_err(|error| self.shared.judge(error)),
             Err(error) => error,
@@ -320,11 +323,20 @@ impl Worker {
         {
             return Err(self.shared.judge(error));
         }
+        self.connection.forget_deleted(deleted);
         self.execute(ROLLBACK_TO).and_then(|()| self.execute(RELEASE)).map_err(|error| self.shared.judge(error))
     }
 
     fn commit(&self) -> Result<(), StoreError> {
-        self.execute(COMMIT).map_err(|error| self.shared.judge(error))
+        let committed = self.connection.write_terms().and_then(|()| self.execute(COMMIT));
+        committed.map_err(|error| self.shared.judge(error))
+    }
+
+    fn roll_back(&self) {
+        self.connection.forget_deleted(0);
+        if !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("rollback");
+        }
     }
 
     fn execute(&self, sql: &str) -> Result<(), rusqlite::Error> {
@@ -335,15 +347,14 @@ impl Worker {
     fn erase(&mut self) {
         let erased = self.execute(BEGIN).and_then(|()| {
             let more = erase_some(&self.connection)?;
+            self.connection.write_terms()?;
             self.execute(COMMIT)?;
             Ok(more)
         });
         self.erases_from = match erased {
             Ok(more) => more.then(Instant::now),
             Err(error) => {
-                if !self.connection.is_autocommit() {
-                    let _ = self.connection.execute_batch("rollback");
-                }
+                self.roll_back();
                 tracing::warn!(%error, "erasing deleted messages failed; it is tried again later");
                 self.shared.judge(error);
                 Some(Instant::now() + ERASE_PAUSE)

@@ -169,6 +169,20 @@ pub(crate) async fn backup(config: &Config, file: &Path) -> anyhow::Result<Backu
     }
 }
 
+/// Builds the indexes of vectors that make searches over whole projects fast, where the engine has such; tells `report`
+/// what it does, a sentence each.
+pub(crate) async fn build_vector_indexes(config: &Config, report: impl FnMut(&str)) -> anyhow::Result<()> {
+    match &config.database_url {
+        // It compares vectors one by one, in memory.
+        DatabaseUrl::Sqlite(_) => Ok(()),
+        DatabaseUrl::Postgres(url) => {
+            let owner = postgres::migrator(config, url);
+            chatstore_postgres::build_vector_indexes(owner.expose(), report).await?;
+            Ok(())
+        }
+    }
+}
+
 /// The engines in this binary.
 pub(crate) fn compiled_in() -> String {
     format!("SQLite {}, PostgreSQL 16 and newer", chatstore_sqlite::sqlite_version())

@@ -9,6 +9,7 @@ mod import;
 mod keys;
 mod maintenance;
 mod projects;
+mod reindex;
 mod serve;
 mod settings;
 
@@ -54,6 +55,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Copy everything from one database into another, such as from SQLite to PostgreSQL.
     Copy(copy::CopyArgs),
+    /// Make the index of words and the embeddings anew; works beside a running server.
+    Reindex(reindex::ReindexArgs),
     /// Write a checked copy of the database; works beside a running server.
     Backup {
         /// The file to write; it must not exist.
@@ -93,6 +96,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Import(args) => return import::import(args),
         Command::Export(args) => export::export(args)?,
         Command::Copy(args) => return copy::copy(args),
+        Command::Reindex(args) => reindex::reindex(args)?,
         Command::Backup { file, settings } => maintenance::backup(&file, &settings)?,
         Command::Health(args) => health::health(&args)?,
         Command::Openapi => settings::print(&chatstore_server::openapi::document_text())?,

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,7 +12,9 @@ use chatstore_core::ids::ProjectId;
 use chatstore_core::store::Store;
 use chatstore_server::app::{App, RequestLimits};
 use chatstore_server::config::{Config, Secret};
+use chatstore_server::embedder::Embedder;
 use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
+use chatstore_server::worker::{self, WorkerPace};
 use chatstore_server::{router, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{self, OpenStore};
 use crate::settings::ServeSettings;
 
+/// How long the background work gets to give back what it has borrowed.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the store gets to close after the last request.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
@@ -49,6 +54,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let ctx = Ctx::system();
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone()).context("cannot listen for signals")?;
+    let embedder = config.embeddings.clone().map(|source| Embedder::new(source, ctx.clone())).transpose();
+    let embedder = embedder.map_err(anyhow::Error::msg)?.map(Arc::new);
     // Locked first, for its sentence says more than that of a taken port; bound before a key is
     // made, for a key that nobody could use would be shown and lost.
     let mut lock = engine::lock(config, "serve")?;
@@ -71,6 +78,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     };
     let limits = RequestLimits::from(config);
     let app = App::new(store.clone(), ctx.clone(), root_key, limits, shutdown.clone()).await?;
+    let app = app.with_embeddings(embedder, config.default_dimensions.map(usize::from));
     let first_key = match root_key {
         Some(_) => None,
         None => make_first_key(&app).await?,
@@ -78,7 +86,12 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     tracing::info!(url, database = shown, version = env!("CARGO_PKG_VERSION"), "listening");
     greet(&url, &shown, root_key.is_some(), first_key.as_ref());
     let limits = listener_limits(config);
+    let worker = worker::start(app.clone(), WorkerPace::default());
     listener::serve(listener, router::router(app), limits, shutdown).await;
+    // It was told to stop at the same time as the listener: most often it has ended long ago.
+    if tokio::time::timeout(WORKER_TIMEOUT, worker).await.is_err() {
+        tracing::warn!("the background work took too long to end; the next start makes up for it");
+    }
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await;
     let stats = store.stats();
     if closed.is_err() {

@@ -1,21 +1,30 @@
 //! Appending, in both forms: many appends in one statement, or one in a transaction of its own.
 
+mod lists;
+
 use std::collections::HashSet;
+use std::slice;
+use std::sync::Arc;
 
 use chatstore_core::clock::Timestamp;
+use chatstore_core::embeddings::NewEmbedding;
 use chatstore_core::ids::{MessageId, SessionId};
-use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError};
 use uuid::Uuid;
 
+use super::derived::MessageKey;
 use super::insert::insert_messages;
 use super::plus_tokens;
 use crate::AppendForm;
 use crate::columns::bucket_value;
+use crate::embeddings::jobs::{Queued, insert_job};
+use crate::embeddings::vectors::{insert_vectors, require_model};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::search::texts::insert_texts;
 use crate::sessions::is_live;
+use lists::{Checks, Rows, Wanted};
 
 /// Appends to many sessions. `locked` takes the sessions' rows in the order of their ids, so that
 /// replicas never wait for each other in a circle, and reads `last_seq` as it is under the lock;
@@ -62,6 +71,21 @@ macro_rules! append_batch {
             as m(group_no, place, message_id, parent_id, role, kind, status, content, payload, metadata, context,
                 external_id, token_count, now_us)
         where q.before[m.group_no] is not null
+    ), texts as (
+        insert into message_texts (bucket, session_id, seq, project_id, created_at, lexemes)
+        select ($1::smallint[])[m.group_no], ($2::uuid[])[m.group_no], q.before[m.group_no] + m.place,
+            ($3::uuid[])[m.group_no], m.now_us, array_to_tsvector(string_to_array(m.lexemes, ' '))
+        from seqs q, unnest($9::int[], $10::bigint[], $22::bigint[], $23::text[])
+            as m(group_no, place, now_us, lexemes)
+        where q.before[m.group_no] is not null and m.lexemes <> ''
+    ), jobs as (
+        insert into embedding_jobs (bucket, session_id, seq, message_id, project_id, version, attempts, due_at,
+            queued_at, is_backfill)
+        select ($1::smallint[])[m.group_no], ($2::uuid[])[m.group_no], q.before[m.group_no] + m.place, m.message_id,
+            ($3::uuid[])[m.group_no], 1, 0, m.now_us, m.now_us, false
+        from seqs q, unnest($9::int[], $10::bigint[], $11::uuid[], $22::bigint[], $24::bool[])
+            as m(group_no, place, message_id, now_us, is_queued)
+        where q.before[m.group_no] is not null and m.is_queued
     )
     select before from seqs"
         )
@@ -77,12 +101,12 @@ pub(crate) const APPEND_BATCH: &str = append_batch!("", " skip locked");
 macro_rules! checks {
     () => {
         " and not exists (
-                select 1 from unnest($23::int[], $24::text[]) as x(group_no, external_id)
+                select 1 from unnest($25::int[], $26::text[]) as x(group_no, external_id)
                 where x.group_no = w.group_no and exists (select 1 from messages m where m.bucket = w.bucket
                     and m.session_id = w.session_id and m.external_id >= x.external_id
                     and m.external_id <= x.external_id and m.deleted_at is null order by m.external_id offset 0)
             ) and not exists (
-                select 1 from unnest($25::int[], $26::uuid[]) as x(group_no, parent_id)
+                select 1 from unnest($27::int[], $28::uuid[]) as x(group_no, parent_id)
                 where x.group_no = w.group_no and not exists (select 1 from messages m where m.bucket = w.bucket
                     and m.message_id = x.parent_id and m.session_id is not distinct from w.session_id
                     and m.deleted_at is null offset 0)
@@ -103,7 +127,7 @@ const UPDATE_SESSION_APPENDED: &str = concat!(
     where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
     is_live!(),
     " and ($4::text is null or s.user_id = $4)
-    returning s.last_seq - $5"
+    returning s.last_seq - $5, s.user_id"
 );
 /// `offset 0` keeps the planner from looking through the session's messages for these.
 const SELECT_PARENTS: &str = "select m.message_id from unnest($3::uuid[]) p(message_id) cross join lateral (
@@ -131,6 +155,8 @@ pub(crate) struct Append {
     pub(crate) scope: Scope,
     pub(crate) session_id: SessionId,
     pub(crate) messages: Vec<NewMessage>,
+    /// The words of each message, as lexemes.
+    pub(crate) words: Arc<[String]>,
     pub(crate) now: Timestamp,
 }
 
@@ -140,6 +166,11 @@ impl Append {
         let (project_id, session_id, now) = (self.scope.project_id, self.session_id, self.now);
         let placed = self.messages.into_iter().zip(last_seq + 1..);
         placed.map(|(new, seq)| new.into_message(project_id, session_id, seq, now)).collect()
+    }
+
+    /// Whether it brings vectors, which a batch does not store.
+    pub(crate) fn has_vectors(&self) -> bool {
+        self.messages.iter().any(|message| message.embedding.is_some())
     }
 
     pub(crate) fn count(&self) -> i64 {
@@ -169,6 +200,11 @@ impl Append {
 /// Appends to one session by callers of one scope, in their order.
 pub(crate) type Group<'a> = Vec<&'a Append>;
 
+/// Whether a message waits for its vectors from the start.
+fn is_queued(message: &NewMessage) -> bool {
+    message.embed && !message.content.is_empty()
+}
+
 /// What a batch does about a session whose row somebody holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
@@ -184,7 +220,7 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
     let wanted = Wanted::of(groups);
     let rows = Rows::of(groups);
     let checks = Checks::of(groups);
-    let mut params = Vec::with_capacity(26);
+    let mut params = Vec::with_capacity(28);
     params.extend_from_slice(params![
         wanted.buckets,
         wanted.session_ids,
@@ -208,6 +244,8 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
         rows.external_ids,
         rows.token_counts,
         rows.now_us,
+        rows.lexemes,
+        rows.queued,
     ]);
     let sql = match held {
         Held::Skip if checks.is_empty() => APPEND_BATCH,
@@ -221,119 +259,6 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
     let row = db.query_opt(sql, &params).await?;
     let row = row.ok_or_else(|| StoreError::internal("an append without an answer"))?;
     Ok(row.try_get(0)?)
-}
-
-/// The sessions of a batch, each once.
-#[derive(Default)]
-struct Wanted<'a> {
-    buckets: Vec<i16>,
-    session_ids: Vec<Uuid>,
-    project_ids: Vec<Uuid>,
-    user_ids: Vec<Option<&'a str>>,
-    messages: Vec<i64>,
-    tokens: Vec<Option<i64>>,
-    now_us: Vec<i64>,
-    now_hours: Vec<i64>,
-}
-
-impl<'a> Wanted<'a> {
-    fn of(groups: &[Group<'a>]) -> Self {
-        let mut wanted = Self::default();
-        for group in groups {
-            let Some(first) = group.first() else { continue };
-            let now = group.iter().map(|append| append.now).max().unwrap_or(first.now);
-            wanted.buckets.push(bucket_value(first.session_id.bucket()));
-            wanted.session_ids.push(first.session_id.uuid());
-            wanted.project_ids.push(first.scope.project_id.uuid());
-            wanted.user_ids.push(first.scope.user_id.as_deref());
-            wanted.messages.push(group.iter().map(|append| append.count()).sum());
-            wanted.tokens.push(group.iter().fold(None, |sum, append| plus_tokens(sum, append.tokens())));
-            wanted.now_us.push(now.as_micros());
-            wanted.now_hours.push(now.hour());
-        }
-        wanted
-    }
-}
-
-/// The messages of a batch, column by column.
-#[derive(Default)]
-struct Rows<'a> {
-    group_nos: Vec<i32>,
-    places: Vec<i64>,
-    message_ids: Vec<Uuid>,
-    parent_ids: Vec<Option<Uuid>>,
-    roles: Vec<&'a str>,
-    kinds: Vec<&'a str>,
-    statuses: Vec<&'a str>,
-    contents: Vec<&'a str>,
-    payloads: Vec<Option<&'a str>>,
-    metadata: Vec<&'a str>,
-    contexts: Vec<Option<&'a str>>,
-    external_ids: Vec<Option<&'a str>>,
-    token_counts: Vec<Option<i64>>,
-    now_us: Vec<i64>,
-}
-
-impl<'a> Rows<'a> {
-    fn of(groups: &[Group<'a>]) -> Self {
-        let mut rows = Self::default();
-        for (group, group_no) in groups.iter().zip(1..) {
-            let messages = group.iter().flat_map(|append| append.messages.iter().map(|message| (message, append.now)));
-            for ((message, now), place) in messages.zip(1..) {
-                rows.push(group_no, place, message, now);
-            }
-        }
-        rows
-    }
-
-    fn push(&mut self, group_no: i32, place: i64, message: &'a NewMessage, now: Timestamp) {
-        self.group_nos.push(group_no);
-        self.places.push(place);
-        self.message_ids.push(message.message_id.uuid());
-        self.parent_ids.push(message.parent_id.map(MessageId::uuid));
-        self.roles.push(&message.role);
-        self.kinds.push(&message.kind);
-        self.statuses.push(message.status.as_str());
-        self.contents.push(&message.content);
-        self.payloads.push(message.payload.as_ref().map(RawJson::as_str));
-        self.metadata.push(message.metadata.as_str());
-        self.contexts.push(message.context.as_ref().map(RawJson::as_str));
-        self.external_ids.push(message.external_id.as_deref());
-        self.token_counts.push(message.token_count);
-        self.now_us.push(now.as_micros());
-    }
-}
-
-/// The ids that a batch brings and that must be free, or taken.
-#[derive(Default)]
-struct Checks<'a> {
-    external_groups: Vec<i32>,
-    external_ids: Vec<&'a str>,
-    parent_groups: Vec<i32>,
-    parent_ids: Vec<Uuid>,
-}
-
-impl<'a> Checks<'a> {
-    fn of(groups: &[Group<'a>]) -> Self {
-        let mut checks = Self::default();
-        for (group, group_no) in groups.iter().zip(1..) {
-            for append in group {
-                for external_id in append.external_ids() {
-                    checks.external_groups.push(group_no);
-                    checks.external_ids.push(external_id);
-                }
-                for (_, parent_id) in append.foreign_parents() {
-                    checks.parent_groups.push(group_no);
-                    checks.parent_ids.push(parent_id.uuid());
-                }
-            }
-        }
-        checks
-    }
-
-    fn is_empty(&self) -> bool {
-        self.external_groups.is_empty() && self.parent_groups.is_empty()
-    }
 }
 
 /// Stores one append, inside a transaction: update, then insert. `uncertain` says that it may have
@@ -364,7 +289,9 @@ pub(crate) async fn append_alone(
     let messages = append.clone().into_stored(last_seq);
     let orphan = find_orphan(db, append).await?;
     // Of several faults the first is told: what stands before may have a taken id.
-    insert_messages(db, form, session_id, &messages[..orphan.unwrap_or(messages.len())]).await?;
+    let sound = &messages[..orphan.unwrap_or(messages.len())];
+    insert_messages(db, form, session_id, sound).await?;
+    insert_derived(db, append, sound, row.try_get(1)?).await?;
     match orphan {
         None => Ok(messages),
         Some(n) => {
@@ -372,6 +299,23 @@ pub(crate) async fn append_alone(
             Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail }.into())
         }
     }
+}
+
+/// Stores what comes with messages: their words, their places in the queue and their vectors.
+async fn insert_derived(db: &Db, append: &Append, messages: &[Message], user_id: Option<&str>) -> Result<(), Failure> {
+    let keys: Vec<_> = messages.iter().map(MessageKey::from).collect();
+    insert_texts(db, &keys, &append.words).await?;
+    for (n, (key, new)) in keys.into_iter().zip(&append.messages).enumerate() {
+        if is_queued(new) {
+            insert_job(db, key, 1, Queued::New(append.now)).await?;
+        }
+        if let Some(NewEmbedding { model, vector }) = &new.embedding {
+            let model_id = require_model(db, key.project_id, model, vector).await?;
+            let model_id = model_id.map_err(|fault| fault.at(format!("/{n}/embedding")))?;
+            insert_vectors(db, key, user_id, model_id, slice::from_ref(vector)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The first place that a lost attempt has taken, if it was stored. Waits until it has ended.

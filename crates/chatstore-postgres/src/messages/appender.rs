@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use super::append::{Append, Group, Held, append_alone, append_batch};
 use super::insert::require_home;
 use crate::pool::{Attempt, Failure, Pool, Undone, too_slow, transact};
+use crate::search::texts::read_texts;
 use crate::sqlstate::is_lost;
 use crate::{AppendForm, PostgresOptions};
 
@@ -95,8 +96,11 @@ impl Appender {
         let deadline = self.pool.deadline();
         let (reply, answer) = oneshot::channel();
         let bytes = messages.iter().map(NewMessage::bytes).sum();
-        let append = Append { scope, session_id, messages, now };
-        let place = self.place(bytes)?;
+        let mut place = self.place(bytes)?;
+        let texts = messages.iter().map(|message| (scope.project_id, session_id.bucket(), message.content.as_str()));
+        let words = read_texts(texts.collect()).await?;
+        place.grow(words.iter().map(String::len).sum());
+        let append = Append { scope, session_id, messages, words: words.into(), now };
         self.enqueue(Job { append, deadline, reply, place })?;
         match timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(StoreError::internal("an append panicked"))),
@@ -214,12 +218,18 @@ impl Appender {
             return (Vec::new(), false);
         }
         groups.sort_by_key(|group| group[0].append.session_id);
-        self.store(groups, Held::Skip).await
+        let (mut alone, plain): (Vec<_>, Vec<_>) = groups.into_iter().partition(have_vectors);
+        if plain.is_empty() {
+            return (alone, false);
+        }
+        let (left, uncertain) = self.store(plain, Held::Skip).await;
+        alone.extend(left);
+        (alone, uncertain)
     }
 
     /// Writes what a batch did not, of one session: together if there are several, then each alone.
     async fn store_group(&self, group: Vec<Job>, uncertain: bool) {
-        if uncertain || group.len() == 1 {
+        if uncertain || group.len() == 1 || have_vectors(&group) {
             return self.store_each(group, uncertain).await;
         }
         let (left, uncertain) = self.store(vec![group], Held::Wait).await;
@@ -344,6 +354,11 @@ impl Appender {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether some of a session's appends bring vectors.
+fn have_vectors(group: &Vec<Job>) -> bool {
+    group.iter().any(|job| job.append.has_vectors())
 }
 
 /// Runs `work` in a task of its own: should it panic, its callers hear of it and ours goes on.

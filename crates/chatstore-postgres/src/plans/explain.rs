@@ -15,6 +15,8 @@ use crate::pool::set_up;
 pub(super) enum Planning {
     /// On our connections: without values, under their settings.
     Ours,
+    /// On our connections, for its values.
+    Once,
     /// Behind a pooler: for its values, under the settings of the server.
     Pooled,
 }
@@ -37,6 +39,9 @@ impl Planner {
         let client = target.connect(Duration::from_secs(10)).await.expect("the test's server answers");
         let settings = match planning {
             Planning::Ours => set_up(&PostgresOptions::new(url)),
+            Planning::Once => {
+                format!("{}; set plan_cache_mode = force_custom_plan", set_up(&PostgresOptions::new(url)))
+            }
             // What an unnamed statement gets; here it has a name, so that it can be explained.
             Planning::Pooled => "set plan_cache_mode = force_custom_plan".to_owned(),
         };

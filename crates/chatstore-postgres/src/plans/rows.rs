@@ -55,6 +55,24 @@ const INSERT_MESSAGES: &str = "insert into messages
         'user', 'message', 'completed', 'some words of a message', '{}', null, 1, created_at + seq, created_at + seq
     from sessions, generate_series($1 + 1, last_seq) seq where last_seq > $1";
 
+/// A word that few messages have, one that all have, and both in the lexemes of a user and a project.
+const INSERT_TEXTS: &str = "insert into message_texts (bucket, session_id, seq, project_id, created_at, lexemes)
+    select m.bucket, m.session_id, m.seq, s.project_id, m.created_at, array_to_tsvector(array[
+        'word·' || s.user_id, case when m.created_at % 1000 = 0 then 'rare·' || s.user_id else 'other·' || s.user_id end])
+    from messages m join sessions s using (bucket, session_id) where s.user_id is not null";
+const INSERT_MODELS: &str = "insert into embedding_models (project_id, model_id, model, dimensions)
+    select project_id, project_id, 'model of ' || name, 3 from projects";
+const INSERT_VECTORS: &str = "insert into message_embeddings
+    (bucket, session_id, seq, model_id, part, project_id, user_id, message_id, created_at, dimensions, embedding)
+    select m.bucket, m.session_id, m.seq, s.project_id, 0, s.project_id, s.user_id, m.message_id, m.created_at, 3,
+        array[1, m.created_at % 1009, m.created_at % 997]::real[]::vector
+    from messages m join sessions s using (bucket, session_id) where m.seq % 10 = 0";
+const INSERT_JOBS: &str = "insert into embedding_jobs
+    (bucket, session_id, seq, message_id, project_id, version, attempts, due_at, queued_at, is_backfill, parked_reason)
+    select m.bucket, m.session_id, m.seq, m.message_id, s.project_id, 1, 0, m.created_at, m.created_at,
+        m.created_at % 3 = 0, case when m.created_at % 100 = 0 then 'a reason' end
+    from messages m join sessions s using (bucket, session_id) where m.seq % 20 = 1";
+
 /// Where a session stands.
 #[derive(Clone)]
 pub(super) struct SessionKey {
@@ -162,6 +180,9 @@ impl Rows {
         execute(owner, INSERT_ERASURES, &[]).await;
         let indexes = if quickly { drop_indexes(owner).await } else { Vec::new() };
         execute(owner, INSERT_MESSAGES, params![MESSAGES_MAX]).await;
+        for sql in [INSERT_MODELS, INSERT_VECTORS, INSERT_JOBS, INSERT_TEXTS] {
+            execute(owner, sql, &[]).await;
+        }
         for index in indexes {
             owner.batch_execute(&index).await.expect("an index can be made again");
         }
@@ -172,12 +193,15 @@ async fn execute(client: &Client, sql: &str, params: &[crate::params::Param<'_>]
     client.execute_typed(sql, params).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
 
-/// Drops the indexes of messages and tells how they are made.
+/// Drops the indexes of messages and of their words, and tells how they are made.
 async fn drop_indexes(owner: &Client) -> Vec<String> {
-    let rows = owner.query("select indexdef from pg_indexes where tablename = 'messages'", &[]).await;
+    let sql = "select indexdef from pg_indexes
+        where tablename = 'messages' or indexname in ('message_texts_lexemes', 'message_texts_pkey')";
+    let rows = owner.query(sql, &[]).await;
     let definitions = rows.expect("the catalogue can be read").iter().map(|row| row.get(0)).collect();
     let drop = "alter table messages drop constraint messages_pkey; \
-        drop index messages_message_id, messages_external_id; set maintenance_work_mem = '256MB'";
+        alter table message_texts drop constraint message_texts_pkey; \
+        drop index messages_message_id, messages_external_id, message_texts_lexemes; set maintenance_work_mem = '256MB'";
     owner.batch_execute(drop).await.expect("the owner may drop indexes");
     definitions
 }

@@ -1,5 +1,6 @@
 //! A connection on loan: statements go through it, and it goes back only at rest.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use deadpool_postgres::Object;
 use futures_util::{StreamExt as _, pin_mut};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::{Error, Row, Statement};
+use tokio_postgres::{Error, Row, RowStream, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Failure;
@@ -80,27 +81,32 @@ impl Db {
         map: impl Fn(&Row) -> Result<T, Failure>,
         mut enough: impl FnMut(&T) -> bool,
     ) -> Result<(Vec<T>, bool), Failure> {
-        let rows = match self.prepared {
+        let mut rows = self.stream(Plan::Kept, sql, params).await?;
+        let mut items = Vec::new();
+        let mut full = false;
+        while let Some(row) = rows.next().await? {
+            if full {
+                return Ok((items, true));
+            }
+            let item = map(&row)?;
+            full = enough(&item);
+            items.push(item);
+        }
+        Ok((items, false))
+    }
+
+    /// The rows, one after the other. If they are not read to their end, the connection is given up
+    /// after the operation, so that the rest need not be received.
+    pub(crate) async fn stream(&self, plan: Plan, sql: &str, params: &[Param<'_>]) -> Result<Rows<'_>, Error> {
+        let rows = match self.prepared && plan == Plan::Kept {
             true => {
                 let statement = self.prepare(sql, params).await?;
                 self.client.query_raw(&statement, params.iter().map(|(value, _)| *value)).await?
             }
             false => self.client.query_typed_raw(sql, params.iter().map(|(v, t)| (*v, t.clone()))).await?,
         };
-        pin_mut!(rows);
-        let mut items = Vec::new();
-        let mut full = false;
         self.spent.store(true, Ordering::Relaxed);
-        while let Some(row) = rows.next().await {
-            if full {
-                return Ok((items, true));
-            }
-            let item = map(&row?)?;
-            full = enough(&item);
-            items.push(item);
-        }
-        self.spent.store(false, Ordering::Relaxed);
-        Ok((items, false))
+        Ok(Rows { rows: Box::pin(rows), spent: &self.spent })
     }
 
     /// Runs statements without parameters, none of them prepared.
@@ -111,6 +117,23 @@ impl Db {
     async fn prepare(&self, sql: &str, params: &[Param<'_>]) -> Result<Statement, Error> {
         let types: Vec<_> = params.iter().map(|(_, of)| of.clone()).collect();
         self.client.prepare_typed_cached(sql, &types).await
+    }
+}
+
+/// Rows on their way.
+pub(crate) struct Rows<'a> {
+    rows: Pin<Box<RowStream>>,
+    spent: &'a AtomicBool,
+}
+
+impl Rows<'_> {
+    /// The next row; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Row>, Error> {
+        let row = self.rows.next().await.transpose()?;
+        if row.is_none() {
+            self.spent.store(false, Ordering::Relaxed);
+        }
+        Ok(row)
     }
 }
 

@@ -24,12 +24,26 @@ const SELECT_ERASABLE: &str = "select seq, octet_length(content)::bigint + coale
 pub(crate) const ERASE_MESSAGES: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, deleted_at = $5
     where bucket = $1 and session_id = $2 and seq > $3 and seq <= $4 and deleted_at is null";
+/// Jobs first: who holds one may store vectors.
+const ERASE_DERIVED: [&str; 3] = [
+    "delete from embedding_jobs where bucket = $1 and session_id = $2 and seq > $3 and seq <= $4",
+    "delete from message_embeddings where bucket = $1 and session_id = $2 and seq > $3 and seq <= $4",
+    "delete from message_texts where bucket = $1 and session_id = $2 and seq > $3 and seq <= $4",
+];
 const UPDATE_ERASURE: &str = "update session_erasures set erased_seq = $3 where bucket = $1 and session_id = $2";
 const DELETE_ERASURE: &str = "delete from session_erasures where bucket = $1 and session_id = $2";
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] =
-    &[CLAIM_ERASURE, SELECT_ERASABLE, ERASE_MESSAGES, UPDATE_ERASURE, DELETE_ERASURE];
+pub(crate) const STATEMENTS: &[&str] = &[
+    CLAIM_ERASURE,
+    SELECT_ERASABLE,
+    ERASE_MESSAGES,
+    ERASE_DERIVED[0],
+    ERASE_DERIVED[1],
+    ERASE_DERIVED[2],
+    UPDATE_ERASURE,
+    DELETE_ERASURE,
+];
 
 /// Bytes of text that are erased in one transaction.
 const ERASE_BYTES_BATCH: i64 = 4 << 20;
@@ -92,6 +106,9 @@ async fn erase_some(db: &Db) -> Result<bool, Failure> {
     let rows = db.query(SELECT_ERASABLE, params![bucket, session_id, from, i64::from(ERASE_MESSAGES_BATCH)]).await?;
     match last_of_batch(&rows)? {
         Some(to) => {
+            for sql in ERASE_DERIVED {
+                db.execute(sql, params![bucket, session_id, from, to]).await?;
+            }
             db.execute(ERASE_MESSAGES, params![bucket, session_id, from, to, deleted_at]).await?;
             db.execute(UPDATE_ERASURE, params![bucket, session_id, to]).await?;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use chatstore_core::api_keys::Permission;
-use chatstore_core::archive::Imported;
+use chatstore_core::archive::{ArchivedSession, Imported};
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::SessionId;
 use chatstore_core::limits::{IMPORT_MESSAGES_MAX, IMPORT_SESSIONS_MAX};
@@ -101,6 +101,9 @@ pub async fn import_sessions(
             Err(detail) => response.refused.push(RefusedConversation { index, detail }),
         }
     }
+    if response.messages > 0 {
+        app.embedding_queued();
+    }
     Ok(Ok200(response))
 }
 
@@ -115,7 +118,8 @@ async fn import_session(
     let mut pauses = BUSY_PAUSES;
     let imported = loop {
         let (store, context) = (app.store.as_ref(), (&app.ctx, &caller.scope));
-        let attempt = import_conversation(store, context, kept, app.limits.content_bytes_max, &conversation);
+        let rules = ImportRules { content_bytes_max: app.limits.content_bytes_max, embed: app.embedder.is_some() };
+        let attempt = import_conversation(store, context, kept, rules, &conversation);
         match attempt.await {
             Err(ImportError::Store(StoreError::Busy)) if pauses > 0 => {
                 pauses -= 1;
@@ -145,6 +149,15 @@ async fn kept_ids(app: &App, caller: &Caller, conversation: &Conversation) -> Re
     Ok(KeptIds { session: own.is_some(), messages: false })
 }
 
+/// What holds for all conversations of an import.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportRules {
+    /// Bytes of one message's content, unless it comes from an export.
+    pub content_bytes_max: usize,
+    /// Whether messages are queued for the embedding source.
+    pub embed: bool,
+}
+
 /// Why a conversation was not stored.
 #[derive(Debug)]
 pub enum ImportError {
@@ -163,11 +176,12 @@ pub async fn import_conversation(
     store: &dyn Store,
     (ctx, scope): (&Ctx, &Scope),
     kept: KeptIds,
-    content_bytes_max: usize,
+    rules: ImportRules,
     conversation: &Conversation,
 ) -> Result<Imported, ImportError> {
     let archived = |kept| {
-        let archived = conversation.clone().into_archived(ctx, scope, kept, content_bytes_max);
+        let archived = conversation.clone().into_archived(ctx, scope, kept, rules.content_bytes_max);
+        let archived = archived.map(|archived| ArchivedSession { embed: rules.embed, ..archived });
         archived.map_err(|errors| ImportError::Refused(explain(&errors)))
     };
     let imported = match store.import_session(scope, archived(kept)?).await {

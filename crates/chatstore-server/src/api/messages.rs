@@ -14,6 +14,7 @@ pub use wire::{
     AppendMessageRequest, AppendMessagesRequest, AppendMessagesResponse, MessageResponse, UpdateMessageRequest,
 };
 
+use super::embeddings::{Include, include_embeddings};
 use super::{OperationDoc, check_length};
 use crate::app::App;
 use crate::auth::Caller;
@@ -28,6 +29,7 @@ use crate::respond::{Created, Listed, Versioned};
 #[derive(Debug)]
 pub struct ListMessagesQuery {
     query: MessageQuery,
+    include: Include,
     paging: Paging,
 }
 
@@ -42,8 +44,9 @@ impl FromQuery for ListMessagesQuery {
             order: pairs.order(Order::Desc, &mut errors),
         };
         check_length("?role", query.role.as_deref(), ROLE_BYTES_MAX, &mut errors);
+        let include = Include::read(pairs, &mut errors);
         let paging = pairs.paging(&mut errors);
-        if errors.is_empty() { Ok(Self { query, paging }) } else { Err(ApiError::invalid(errors)) }
+        if errors.is_empty() { Ok(Self { query, include, paging }) } else { Err(ApiError::invalid(errors)) }
     }
 
     fn describe(operation: &mut Operation) {
@@ -52,6 +55,7 @@ impl FromQuery for ListMessagesQuery {
         operation.query_parameter("after_seq", "Only those after this place.", seq.clone());
         operation.query_parameter("before_seq", "Only those before this place.", seq);
         describe_order(operation, "By place: newest or oldest first.", "desc");
+        Include::describe(operation);
         Paging::describe(operation);
     }
 }
@@ -101,9 +105,13 @@ pub async fn append_messages(
     if !errors.is_empty() {
         return Err(ApiError::invalid(errors));
     }
+    let is_queued = messages.iter().any(|message| message.embed);
     let appended = app.store.append_messages(&caller.scope, session_id, messages, now).await;
     let mut messages: Vec<MessageResponse> =
         appended.map_err(|error| append_error(error, is_batch))?.into_iter().map(MessageResponse::from).collect();
+    if is_queued {
+        app.embedding_queued();
+    }
     Ok(match (is_batch, messages.pop()) {
         (false, Some(message)) => Created {
             version: Some(message.version),
@@ -148,10 +156,11 @@ pub async fn list_messages(
     let request = list.paging.request(&app.cursor_key, &binding)?;
     let page = app.store.list_messages(&caller.scope, session_id, &list.query, &request).await;
     let page = page.map_err(|error| ApiError::from_store(error, "session"))?;
-    Ok(Listed {
-        next: page.next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)),
-        items: page.items.into_iter().map(MessageResponse::from).collect(),
-    })
+    let mut items: Vec<MessageResponse> = page.items.into_iter().map(MessageResponse::from).collect();
+    if list.include.embeddings {
+        include_embeddings(&app, &caller.scope, &mut items).await?;
+    }
+    Ok(Listed { next: page.next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)), items })
 }
 
 /// See [`get_message`].
@@ -167,9 +176,14 @@ pub async fn get_message(
     State(app): State<App>,
     caller: Caller,
     MessagePath(message_id): MessagePath,
+    Query(include): Query<Include>,
 ) -> Result<Versioned<MessageResponse>, ApiError> {
     let message = app.store.get_message(&caller.scope, message_id).await.map_err(message_error)?;
-    message.map(versioned).ok_or_else(|| ApiError::not_found("message"))
+    let mut message = message.map(versioned).ok_or_else(|| ApiError::not_found("message"))?;
+    if include.embeddings {
+        include_embeddings(&app, &caller.scope, std::slice::from_mut(&mut message.0)).await?;
+    }
+    Ok(message)
 }
 
 /// See [`update_message`].
@@ -189,7 +203,11 @@ pub async fn update_message(
     Json(body): Json<UpdateMessageRequest>,
 ) -> Result<Versioned<MessageResponse>, ApiError> {
     let patch = body.check(&app)?;
+    let is_queued = patch.embed && (patch.content.is_some() || patch.payload.is_some());
     let updated = app.store.update_message(&caller.scope, message_id, patch, expected, app.ctx.now()).await;
+    if is_queued && updated.is_ok() {
+        app.embedding_queued();
+    }
     updated.map(versioned).map_err(message_error)
 }
 

@@ -1,14 +1,17 @@
 //! Wire types and handlers of `/api/v1`, a file a noun.
 
 pub mod archive;
+pub mod embeddings;
 pub mod messages;
+pub mod search;
 pub mod service;
 pub mod sessions;
 
 use chatstore_core::json::RawJson;
-use chatstore_core::limits::{EXTERNAL_ID_BYTES_MAX, METADATA_BYTES_MAX};
+use chatstore_core::limits::{EXTERNAL_ID_BYTES_MAX, METADATA_BYTES_MAX, METADATA_FILTERS_MAX};
 
 use crate::error::FieldError;
+use crate::query::Pairs;
 
 /// What the document says of an operation beside its types.
 #[derive(Clone, Copy, Debug)]
@@ -50,5 +53,15 @@ fn check_metadata(pointer: &str, metadata: Option<&RawJson>, errors: &mut Vec<Fi
         errors.push(FieldError::new(pointer, "must be an object"));
     } else if metadata.as_str().len() > METADATA_BYTES_MAX {
         errors.push(FieldError::new(pointer, format!("must have at most {METADATA_BYTES_MAX} bytes")));
+    }
+}
+
+/// Refuses filters `metadata[key]=value` that are malformed or too many.
+fn check_metadata_filter(pairs: &Pairs, filter: &[(String, String)], errors: &mut Vec<FieldError>) {
+    if filter.len() > METADATA_FILTERS_MAX {
+        errors.push(FieldError::new("?metadata", format!("may stand at most {METADATA_FILTERS_MAX} times")));
+    }
+    if pairs.has_malformed("metadata") {
+        errors.push(FieldError::new("?metadata", "must have the form `metadata[key]=value`"));
     }
 }

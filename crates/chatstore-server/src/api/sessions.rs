@@ -4,18 +4,18 @@ use axum::extract::State;
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::SessionId;
 use chatstore_core::json::RawJson;
-use chatstore_core::limits::{METADATA_FILTERS_MAX, SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
+use chatstore_core::limits::{SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
 use chatstore_core::page::Order;
 use chatstore_core::sessions::{NewSession, Session, SessionPatch, SessionQuery, SessionSort};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{OperationDoc, check_external_id, check_id, check_length, check_metadata};
+use super::{OperationDoc, check_external_id, check_id, check_length, check_metadata, check_metadata_filter};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::body::{Body, Field};
-use crate::error::{ApiError, FieldError};
+use crate::error::ApiError;
 use crate::extract::{FromQuery, IfMatch, Json, Query, SessionPath};
 use crate::openapi::{Example, Operation, id, object, optional_id, optional_object, optional_time, time};
 use crate::query::{Paging, Pairs, binding, describe_order};
@@ -218,15 +218,10 @@ const SORTS: [(&str, SessionSort); 3] = [
 impl FromQuery for ListSessionsQuery {
     fn from_query(pairs: &Pairs) -> Result<Self, ApiError> {
         let mut errors = Vec::new();
-        let boolean = |text: &str| match text {
-            "true" | "1" => Some(true),
-            "false" | "0" => Some(false),
-            _ => None,
-        };
         let sort = |text: &str| SORTS.into_iter().find(|(name, _)| *name == text).map(|(_, sort)| sort);
         let query = SessionQuery {
             user_id: pairs.get("user_id").map(ToOwned::to_owned),
-            is_favorite: pairs.read("is_favorite", "`true` or `false`", boolean, &mut errors),
+            is_favorite: pairs.boolean("is_favorite", &mut errors),
             metadata: pairs.get_map("metadata"),
             created_after: pairs.time("created_after", &mut errors),
             created_before: pairs.time("created_before", &mut errors),
@@ -236,13 +231,7 @@ impl FromQuery for ListSessionsQuery {
             order: pairs.order(Order::Asc, &mut errors),
         };
         check_id("?user_id", query.user_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
-        if query.metadata.len() > METADATA_FILTERS_MAX {
-            let detail = format!("may stand at most {METADATA_FILTERS_MAX} times");
-            errors.push(FieldError::new("?metadata", detail));
-        }
-        if pairs.has_malformed("metadata") {
-            errors.push(FieldError::new("?metadata", "must have the form `metadata[key]=value`"));
-        }
+        check_metadata_filter(pairs, &query.metadata, &mut errors);
         let paging = pairs.paging(&mut errors);
         if errors.is_empty() { Ok(Self { query, paging }) } else { Err(ApiError::invalid(errors)) }
     }

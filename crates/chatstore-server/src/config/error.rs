@@ -21,6 +21,14 @@ pub enum ConfigError {
         /// The beginning of the value; nothing for a secret.
         given: Option<String>,
     },
+    /// A value is missing that another setting needs.
+    #[error("{name} must be set {reason}")]
+    Missing {
+        /// The setting, as it is named in TOML.
+        name: &'static str,
+        /// Why it is needed.
+        reason: String,
+    },
     /// A secret is given both directly and by a file, at the same level.
     #[error("{name} is given twice, by {direct} and by {file}; keep one of them")]
     Twice {

@@ -66,12 +66,28 @@ impl Values {
         name: &'static str,
         range: RangeInclusive<u64>,
     ) -> Result<T, ConfigError> {
-        self.required(name, |text| {
-            let digits = text.trim();
-            let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-            let number = number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
-            number.ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
-        })
+        self.required(name, |text| whole_number(text, &range))
+    }
+
+    pub(super) fn optional_integer<T: TryFrom<u64>>(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.optional(name, |text| whole_number(text, &range))
+    }
+
+    /// Whether somebody set it, be it to its default.
+    pub(super) fn is_chosen(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| value.origin != DEFAULT_ORIGIN)
+    }
+
+    /// The fault that a value does not fit to another setting.
+    pub(super) fn unfit(&self, name: &'static str, accepted: impl Into<String>) -> ConfigError {
+        match self.0.get(name) {
+            Some(value) => invalid(name, value, accepted.into()),
+            None => ConfigError::Missing { name, reason: accepted.into() },
+        }
     }
 
     pub(super) fn milliseconds(&self, name: &'static str, range: RangeInclusive<u64>) -> Result<Duration, ConfigError> {
@@ -99,6 +115,13 @@ impl Values {
         };
         SETTINGS.iter().map(listed).collect()
     }
+}
+
+fn whole_number<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> Result<T, String> {
+    let digits = text.trim();
+    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    let number = number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
 }
 
 fn invalid(name: &'static str, value: &Value, accepted: String) -> ConfigError {

@@ -5,6 +5,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use axum::http::Uri;
+use chatstore_core::limits::EMBEDDING_MODEL_BYTES_MAX;
+
 /// A text that is never shown: `Debug` and `Display` print `***`.
 #[derive(Clone)]
 pub struct Secret(String);
@@ -131,6 +134,52 @@ fn redacted_option(option: &str) -> String {
         Some((name, _)) => format!("{name}=***"),
         None => "***".to_owned(),
     }
+}
+
+/// Where the embedding source is asked.
+#[derive(Clone, Debug)]
+pub struct EmbeddingsUrl(Uri);
+
+impl EmbeddingsUrl {
+    /// Reads the base of an OpenAI-compatible API, such as `https://api.openai.com/v1`, or the whole address of its
+    /// embeddings.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const ACCEPTED: &str =
+            "the address of an OpenAI-compatible API such as https://api.openai.com/v1, http or https, without query";
+        let base = text.trim_end_matches('/');
+        let whole = if base.ends_with("/embeddings") { base.to_owned() } else { format!("{base}/embeddings") };
+        let url: Uri = whole.parse().map_err(|_| ACCEPTED.to_owned())?;
+        let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+        match url.authority() {
+            Some(authority) if authority.as_str().contains('@') => {
+                Err(format!("{ACCEPTED}, and without user and password: a key goes into embeddings_api_key"))
+            }
+            Some(authority) if is_http && !authority.host().is_empty() && !text.contains(['?', '#']) => Ok(Self(url)),
+            _ => Err(ACCEPTED.to_owned()),
+        }
+    }
+
+    /// The whole address.
+    pub fn endpoint(&self) -> &Uri {
+        &self.0
+    }
+}
+
+/// Room is left for `@4000`, which stored names end with where the length is asked for.
+pub(super) fn embeddings_model(text: &str) -> Result<String, String> {
+    let bytes_max = EMBEDDING_MODEL_BYTES_MAX - 5;
+    if text.is_empty() || text.len() > bytes_max || text.contains(char::is_control) {
+        return Err(format!("the name of a model, 1 to {bytes_max} bytes without control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+/// What a header can carry.
+pub(super) fn embeddings_api_key(text: &str) -> Result<Secret, String> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("visible ASCII characters without blanks".to_owned());
+    }
+    Ok(Secret::new(text))
 }
 
 /// How severe an event must be to be logged.

@@ -35,11 +35,16 @@ async fn faulty(app: &TestApp, method: &'static str, fault: Fault) -> TestApp {
 /// A well-formed request to the operation with this id.
 async fn call(client: &Client, operation: &str) -> Reply {
     let route = routes().into_iter().find(|route| route.doc.id == operation).unwrap();
-    let path = route.path.replace("{session_id}", ID).replace("{message_id}", ID);
+    let mut path = route.path.replace("{session_id}", ID).replace("{message_id}", ID);
+    if route.method == Method::GET && path.ends_with("/search") {
+        path.push_str("?q=x");
+    }
     let body = match operation {
         "create_session" => json!({"session_name": "n"}),
         "append_messages" => json!({"content": "x"}),
         "import_sessions" => json!([{"id": "c", "messages": []}]),
+        "search_messages" => json!({"query": "x"}),
+        "set_embedding" => json!({"embedding": [1, 2]}),
         _ => json!({}),
     };
     client.with("content-type", "application/json").send(route.method, &path, Body::from(body.to_string())).await
@@ -77,7 +82,7 @@ async fn each_error_of_the_store_has_its_status(app: TestApp) {
 }
 
 async fn an_error_of_the_store_is_documented_for_every_operation(app: TestApp) {
-    let reading = ["get_", "list_"];
+    let reading = ["get_", "list_", "search_"];
     for operation in guarded() {
         let reason = REASON.to_owned();
         let mut errors = vec![

@@ -42,17 +42,24 @@ impl Setup {
         Self { admin, session, message, _app: app }
     }
 
-    fn lists(&self) -> [String; 2] {
-        ["/api/v1/sessions".to_owned(), format!("{}/messages", self.session)]
+    fn lists(&self) -> [String; 4] {
+        [
+            "/api/v1/sessions".to_owned(),
+            format!("{}/messages", self.session),
+            "/api/v1/search".to_owned(),
+            format!("{}/search", self.session),
+        ]
     }
 
-    fn bodies(&self) -> [(Method, String); 5] {
+    fn bodies(&self) -> [(Method, String); 7] {
         [
             (Method::POST, "/api/v1/sessions".to_owned()),
             (Method::PATCH, self.session.clone()),
             (Method::POST, format!("{}/messages", self.session)),
             (Method::PATCH, self.message.clone()),
             (Method::POST, "/api/v1/admin/import".to_owned()),
+            (Method::POST, "/api/v1/search".to_owned()),
+            (Method::PUT, format!("{}/embedding", self.message)),
         ]
     }
 
@@ -119,7 +126,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 29] = [
     "session_name",
     "content",
     "role",
@@ -140,9 +147,18 @@ const NAMES: [&str; 20] = [
     "session_id",
     "version",
     "deleted_at",
+    "query",
+    "mode",
+    "metric",
+    "embedding",
+    "embedding_model",
+    "model",
+    "limit",
+    "cursor",
+    "context_after",
 ];
 
-const PARAMETERS: [&str; 14] = [
+const PARAMETERS: [&str; 21] = [
     "limit",
     "skip",
     "offset",
@@ -157,6 +173,13 @@ const PARAMETERS: [&str; 14] = [
     "role",
     "after_seq",
     "before_seq",
+    "q",
+    "mode",
+    "session_id",
+    "group_by_session",
+    "context_before",
+    "context_after",
+    "include",
 ];
 
 #[test]
@@ -188,7 +211,7 @@ fn no_cursor_is_our_fault() {
         prop::collection::vec(any::<u8>(), 0..60).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     for_all(prop_oneof!["[A-Za-z0-9_-]{0,80}", any_text(), bytes], async |setup, cursor| {
         for list in setup.lists() {
-            let reply = setup.admin.get(&format!("{list}?limit=1&cursor={}", encode(&cursor))).await;
+            let reply = setup.admin.get(&format!("{list}?q=x&limit=1&cursor={}", encode(&cursor))).await;
             assert!(matches!(reply.status, 400 | 422), "{}: {}", reply.what, reply.text());
         }
     });

@@ -5,11 +5,14 @@
 mod app;
 mod client;
 mod faulty;
+mod provider;
 mod schema;
 
 mod auth;
 mod bytes;
 mod differential;
+mod embedder;
+mod embeddings;
 mod errors;
 mod faults;
 mod fuzz;
@@ -20,6 +23,8 @@ mod messages;
 mod openapi;
 mod paging;
 mod preconditions;
+mod search;
 mod sessions;
 mod socket;
 mod wire;
+mod worker;

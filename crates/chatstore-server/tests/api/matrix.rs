@@ -15,6 +15,7 @@ api_tests! {
     the_matrix_for_a_key_bound_to_a_user
     the_matrix_for_a_request_narrowed_to_a_user
     the_matrix_for_a_key_of_a_project
+    what_is_about_a_project_is_not_for_who_speaks_for_a_user
     an_import_cannot_tell_a_foreign_session_from_an_absent_one
     an_import_cannot_tell_a_foreign_message_from_an_absent_one
 }
@@ -31,7 +32,10 @@ enum Place {
     BodyUser,
     BodyParent,
     BodyExternal,
+    BodySession,
+    BodyCursor,
     QueryUser,
+    QuerySession,
     HeaderUser,
     Cursor,
     ImportSession,
@@ -61,6 +65,12 @@ fn places(operation: &str) -> &'static [Place] {
         "list_messages" => &[HeaderUser, PathSession, Cursor],
         "append_messages" => &[HeaderUser, PathSession, BodyParent, BodyExternal],
         "get_message" | "update_message" | "delete_message" => &[HeaderUser, PathMessage],
+        "search_messages" => &[HeaderUser, BodyUser, BodySession, BodyCursor],
+        "search_messages_by_query" => &[HeaderUser, QueryUser, QuerySession, Cursor],
+        "search_session" => &[HeaderUser, PathSession, QueryUser, Cursor],
+        "set_embedding" => &[HeaderUser, PathMessage],
+        // They take none, and are refused to who speaks for one user.
+        "get_embedding_backlog" | "retry_parked_embeddings" => &[],
         "import_sessions" => &[HeaderUser, ImportUser, ImportSession, ImportMessage, ImportParent],
         operation => panic!("`{operation}` is new: say here which ids it takes, and where"),
     }
@@ -74,8 +84,12 @@ struct Things {
     user: &'static str,
     sessions_cursor: String,
     messages_cursor: String,
+    search_cursor: String,
+    session_search_cursor: String,
 }
 
+/// Stands in every message.
+const COMMON: &str = "common";
 const GHOST: &str = "cursor";
 
 async fn things(client: &Client, user: &'static str, word: &str, external_id: &str) -> Things {
@@ -86,17 +100,20 @@ async fn things(client: &Client, user: &'static str, word: &str, external_id: &s
     client.post("/api/v1/sessions", json!({"session_name": word, "user_id": user})).await.expect(201);
     let messages = format!("/api/v1/sessions/{session_id}/messages");
     let message = json!({
-        "content": word, "role": word, "payload": [word], "metadata": {word: word}, "context": word,
+        "content": format!("{word} {COMMON}"), "role": word, "payload": [word], "metadata": {word: word}, "context": word,
         "external_id": external_id, "kind": word,
     });
     let message_id = text(&client.post(&messages, &message).await.expect(201)["message_id"]);
-    client.post(&messages, json!({"content": word})).await.expect(201);
+    client.post(&messages, json!({"content": format!("{word} {COMMON}")})).await.expect(201);
     let cursor = async |list: &str| {
-        let next = client.get(&format!("{list}?limit=1")).await.next();
+        let and = if list.contains('?') { '&' } else { '?' };
+        let next = client.get(&format!("{list}{and}limit=1")).await.next();
         next.and_then(|next| Some(next.split_once("cursor=")?.1.to_owned())).unwrap_or_default()
     };
     let (sessions_cursor, messages_cursor) = (cursor("/api/v1/sessions").await, cursor(&messages).await);
-    Things { session_id, message_id, user, sessions_cursor, messages_cursor }
+    let search_cursor = cursor(&format!("/api/v1/search?q={COMMON}")).await;
+    let session_search_cursor = cursor(&format!("/api/v1/sessions/{session_id}/search?q={COMMON}")).await;
+    Things { session_id, message_id, user, sessions_cursor, messages_cursor, search_cursor, session_search_cursor }
 }
 
 struct World {
@@ -137,13 +154,18 @@ impl World {
             user,
             sessions_cursor: GHOST.to_owned(),
             messages_cursor: GHOST.to_owned(),
+            search_cursor: GHOST.to_owned(),
+            session_search_cursor: GHOST.to_owned(),
         };
         match whose {
             Whose::Own => own.clone(),
             Whose::OtherUser => self.other_user.clone(),
             Whose::OtherProject => self.other_project.clone(),
-            // A cursor of a list of sessions outlives each of them.
-            Whose::Deleted => Things { sessions_cursor: GHOST.to_owned(), ..self.deleted.clone() },
+            // A cursor of a list of sessions, or of a search, outlives each of them.
+            Whose::Deleted => {
+                let ghost = GHOST.to_owned();
+                Things { sessions_cursor: ghost.clone(), search_cursor: ghost, ..self.deleted.clone() }
+            }
             Whose::Absent => none(ABSENT, "nobody"),
             Whose::Malformed => none("no-id", ""),
         }
@@ -169,24 +191,38 @@ impl World {
         let mut body = match route.doc.id {
             "create_session" => json!({"session_name": "own", "user_id": self.user}),
             "append_messages" => json!({"content": "own"}),
+            "search_messages" => json!({"query": COMMON, "limit": 1}),
+            "set_embedding" => json!({"embedding": [1, 2]}),
             "import_sessions" => json!([{
                 "session_id": own.session_id, "external_id": format!("imported-{}", self.number()),
                 "messages": [{"content": "own", "seq": 3}],
             }]),
             _ => json!({}),
         };
+        if let "search_messages_by_query" | "search_session" = route.doc.id {
+            path = format!("{path}?q={COMMON}&limit=1");
+        }
+        let and = if path.contains('?') { '&' } else { '?' };
         let mut client = self.client.with("content-type", "application/json");
         match place {
             Place::PathSession | Place::PathMessage => {}
             Place::BodyUser => body["user_id"] = json!(named.user),
             Place::BodyParent => body["parent_id"] = json!(named.message_id),
             Place::BodyExternal => body["external_id"] = json!(external),
-            Place::QueryUser => path = format!("{path}?user_id={}", named.user),
+            Place::BodySession => body["session_id"] = json!(named.session_id),
+            Place::BodyCursor => body["cursor"] = json!(named.search_cursor),
+            Place::QueryUser => path = format!("{path}{and}user_id={}", named.user),
+            Place::QuerySession => path = format!("{path}{and}session_id={}", named.session_id),
             Place::HeaderUser => client = client.with("x-user-id", named.user),
-            Place::Cursor if route.doc.id == "list_sessions" => {
-                path = format!("{path}?limit=1&cursor={}", named.sessions_cursor)
+            Place::Cursor => {
+                let cursor = match route.doc.id {
+                    "list_sessions" => &named.sessions_cursor,
+                    "search_messages_by_query" => &named.search_cursor,
+                    "search_session" => &named.session_search_cursor,
+                    _ => &named.messages_cursor,
+                };
+                path = format!("{path}{and}limit=1&cursor={cursor}");
             }
-            Place::Cursor => path = format!("{path}?limit=1&cursor={}", named.messages_cursor),
             Place::ImportSession => body[0]["session_id"] = json!(named.session_id),
             Place::ImportMessage => body[0]["messages"][0]["message_id"] = json!(named.message_id),
             Place::ImportParent => body[0]["messages"][0]["parent_id"] = json!(named.message_id),
@@ -209,9 +245,9 @@ impl World {
         let taken = place == BodyExternal;
         assert_eq!(own.status, if taken { 409 } else { success(route) }, "{what}: {}", own.text());
         let status = match place {
-            PathSession | PathMessage => 404,
+            PathSession | PathMessage | BodySession | QuerySession => 404,
             BodyParent => 422,
-            Cursor => 400,
+            Cursor | BodyCursor => 400,
             BodyUser | QueryUser | HeaderUser | ImportUser => 403,
             BodyExternal | ImportSession | ImportMessage | ImportParent => success(route),
         };
@@ -224,7 +260,7 @@ impl World {
                 assert_eq!(first.get_or_insert_with(|| answer.clone()), &answer, "{what}, {whose:?}");
             }
         }
-        if matches!(place, PathSession | PathMessage | BodyParent | Cursor) {
+        if matches!(place, PathSession | PathMessage | BodyParent | BodySession | BodyCursor | QuerySession | Cursor) {
             let malformed = self.send(route, place, Whose::Malformed).await;
             assert_eq!(first, Some(malformed.anonymous()), "{what}, malformed");
         } else {
@@ -290,6 +326,18 @@ async fn the_matrix_for_a_key_of_a_project(app: TestApp) {
     let skipped = [HeaderUser, BodyUser, QueryUser, ImportUser, ImportSession, ImportMessage];
     let foreign = [Whose::OtherProject, Whose::Deleted, Whose::Absent];
     check_matrix(World::new(app, client, "ada", "bobs").await, &skipped, &foreign).await;
+}
+
+async fn what_is_about_a_project_is_not_for_who_speaks_for_a_user(app: TestApp) {
+    for client in [app.alice(), app.admin().with("x-user-id", "alice")] {
+        let refused = [
+            client.get("/api/v1/admin/embeddings").await,
+            client.post("/api/v1/admin/embeddings/retry", json!({})).await,
+        ];
+        for reply in refused {
+            reply.expect_problem(403, "insufficient_scope");
+        }
+    }
 }
 
 /// What an import of one conversation is answered, but for its place.

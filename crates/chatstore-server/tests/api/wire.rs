@@ -33,11 +33,16 @@ async fn every_path_works_with_and_without_a_trailing_slash(app: TestApp) {
         for slash in ["", "/"] {
             let session_id = app.admin().new_session("n").await;
             let message_id = text(&app.admin().new_message(&session_id, "x").await["message_id"]);
-            let path = format!("{}{slash}", fill(route.path, &session_id, &message_id));
+            let mut path = format!("{}{slash}", fill(route.path, &session_id, &message_id));
+            if route.method == Method::GET && route.path.ends_with("/search") {
+                path.push_str("?q=x");
+            }
             let body = match route.doc.id {
                 "import_sessions" => json!([]),
                 "create_session" => json!({"session_name": "n"}),
                 "append_messages" => json!({"content": "x"}),
+                "search_messages" => json!({"query": "x"}),
+                "set_embedding" => json!({"embedding": [1, 2]}),
                 _ => json!({}),
             };
             let client = app.admin().with("content-type", "application/json");

@@ -6,9 +6,11 @@ use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{SEQ_END, insert_message, plus_tokens};
+use super::{SEQ_END, insert_message, message_no, plus_tokens};
 use crate::columns::{time_column, time_column_opt};
-use crate::writer::Failure;
+use crate::derived::{Brought, insert_derived};
+use crate::embeddings::jobs::Job;
+use crate::writer::{Failure, WriteConnection};
 
 const SELECT_SESSION_COUNTERS: &str = "select session_no, last_seq, message_count, token_count, updated_at,
         last_message_at, updated_hour, active_hour
@@ -36,11 +38,13 @@ struct Counters {
     active_hour: i64,
 }
 
+/// Appends messages; `lexemes` are those of each.
 pub(super) fn append(
-    connection: &Connection,
+    connection: &WriteConnection,
     scope: &Scope,
     session_id: SessionId,
     messages: Vec<NewMessage>,
+    lexemes: Vec<String>,
     now: Timestamp,
 ) -> Result<Vec<Message>, Failure> {
     let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
@@ -48,7 +52,7 @@ pub(super) fn append(
     let mut counters = counters.ok_or(StoreError::NotFound)?;
     let session_no = counters.session_no;
     let mut stored = Vec::with_capacity(messages.len());
-    for (n, new) in messages.into_iter().enumerate() {
+    for (n, (mut new, lexemes)) in messages.into_iter().zip(lexemes).enumerate() {
         if let Some(parent_id) = new.parent_id {
             require_parent(connection, session_no, parent_id, n)?;
         }
@@ -60,8 +64,12 @@ pub(super) fn append(
             }
             .into());
         }
+        let (embedding, job) = (new.embedding.take(), new.embed.then(|| Job::new(now)));
         let message = new.into_message(scope.project_id, session_id, counters.last_seq, now);
         insert_message(connection, session_no, &message)?;
+        let vectors = embedding.iter().map(|new| (new.model.as_str(), std::slice::from_ref(&new.vector))).collect();
+        let brought = Brought { lexemes: &lexemes, vectors, job };
+        insert_derived(connection, message_no(session_no, message.seq), &message, brought).map_err(|f| at(f, n))?;
         counters.token_count = plus_tokens(counters.token_count, message.token_count);
         stored.push(message);
     }
@@ -71,6 +79,16 @@ pub(super) fn append(
     counters.message_count += i64::try_from(stored.len()).unwrap_or(i64::MAX);
     move_counters(connection, &counters, now)?;
     Ok(stored)
+}
+
+/// A refused vector is the one of the message at `n`.
+fn at(failure: Failure, n: usize) -> Failure {
+    match failure {
+        Failure::Answer(StoreError::Invalid { pointer, detail }) => {
+            StoreError::Invalid { pointer: format!("/{n}{pointer}"), detail }.into()
+        }
+        failure => failure,
+    }
 }
 
 fn counters_row(row: &Row<'_>) -> rusqlite::Result<Counters> {

@@ -3,9 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use chatstore_core::store::StoreError;
-use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::WriteConnection;
 use crate::error::store_error;
 
 /// Why a job's changes are taken back: an answer of the contract, or an error of SQLite.
@@ -41,7 +41,7 @@ pub(crate) enum Kind {
 /// A unit of writing, run once inside a savepoint and answered after the commit.
 pub(super) trait Job: Send {
     /// Runs it; `Err` takes back what it did.
-    fn run(&mut self, connection: &Connection) -> Result<(), Option<rusqlite::Error>>;
+    fn run(&mut self, connection: &WriteConnection) -> Result<(), Option<rusqlite::Error>>;
     /// Answers its caller: with its own result, or with the error that ended the batch.
     fn answer(self: Box<Self>, batch: Result<(), StoreError>);
     /// Roughly how many bytes it holds.
@@ -60,10 +60,10 @@ pub(super) struct WriteJob<F, T> {
 
 impl<F, T> Job for WriteJob<F, T>
 where
-    F: FnOnce(&Connection) -> Result<T, Failure> + Send,
+    F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send,
     T: Send,
 {
-    fn run(&mut self, connection: &Connection) -> Result<(), Option<rusqlite::Error>> {
+    fn run(&mut self, connection: &WriteConnection) -> Result<(), Option<rusqlite::Error>> {
         let Some(run) = self.run.take() else {
             return Err(None);
         };

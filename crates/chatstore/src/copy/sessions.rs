@@ -63,10 +63,10 @@ async fn copy_session(
         // A part that was refused as busy is read again, which is cheaper than to keep it twice.
         let part = messages(ends.source.as_ref(), &scope, &session, after).await?;
         let last = part.last().map_or(after, |message| message.seq);
-        let (identity, session) = (ArchiveIdentity::SessionId, session.clone());
+        let identity = ArchiveIdentity::SessionId;
         let embeddings = embeddings(ends.source.as_ref(), &scope, &part).await?;
         // What waits for a vector at the source is queued by the server that makes vectors at the target.
-        let archived = ArchivedSession { identity, session, messages: part, embeddings, embed: false };
+        let archived = ArchivedSession { identity, session: session.clone(), messages: part, embeddings, embed: false };
         match ends.target.import_session(&scope, archived).await {
             Ok(imported) => meter.add(u64::from(imported.session), imported.messages),
             Err(error) => {

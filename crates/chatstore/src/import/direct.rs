@@ -10,7 +10,7 @@ use chatstore_core::clock::Ctx;
 use chatstore_core::limits::NAME_BYTES_MAX;
 use chatstore_core::projects::DEFAULT_PROJECT;
 use chatstore_core::store::{Scope, Store, StoreError};
-use chatstore_server::api::archive::{Conversation, ImportError, KeptIds, import_conversation};
+use chatstore_server::api::archive::{Conversation, ImportError, ImportRules, KeptIds, import_conversation};
 use chatstore_server::config::Config;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -41,12 +41,13 @@ pub(super) async fn import(
     let result = async {
         let project = projects::find_or_create(open.store.as_ref(), &ctx, project).await?;
         let scope = Scope::project(project.project_id);
-        let content_bytes_max = config.content_bytes_max;
+        let embed = open.store.get_embedding_source().await?.is_some();
+        let rules = ImportRules { content_bytes_max: config.content_bytes_max, embed };
         let mut importer = Importer {
             store: open.store.clone(),
             ctx,
             scope,
-            content_bytes_max,
+            rules,
             running: JoinSet::new(),
             keys: HashSet::new(),
             report,
@@ -80,7 +81,7 @@ struct Importer<'a, 'b> {
     store: Arc<dyn Store>,
     ctx: Ctx,
     scope: Scope,
-    content_bytes_max: usize,
+    rules: ImportRules,
     running: JoinSet<Stored>,
     keys: HashSet<Key>,
     report: &'a mut Report<'b>,
@@ -131,9 +132,9 @@ impl Importer<'_, '_> {
         }
         self.keys.insert(key.clone());
         let (store, ctx, scope) = (self.store.clone(), self.ctx.clone(), self.scope.clone());
-        let content_bytes_max = self.content_bytes_max;
+        let rules = self.rules;
         self.running.spawn(async move {
-            let result = store_patiently(store.as_ref(), (&ctx, &scope), content_bytes_max, conversation).await;
+            let result = store_patiently(store.as_ref(), (&ctx, &scope), rules, conversation).await;
             drop(permit);
             Stored { number, key, result }
         });
@@ -195,12 +196,12 @@ fn read_ahead(mut lines: Lines) -> anyhow::Result<mpsc::Receiver<anyhow::Result<
 async fn store_patiently(
     store: &dyn Store,
     context: (&Ctx, &Scope),
-    content_bytes_max: usize,
+    rules: ImportRules,
     conversation: Conversation,
 ) -> Result<Imported, ImportError> {
     let (mut pause, mut waited) = (Duration::from_millis(10), Duration::ZERO);
     loop {
-        let attempt = import_conversation(store, context, KeptIds::ALL, content_bytes_max, &conversation);
+        let attempt = import_conversation(store, context, KeptIds::ALL, rules, &conversation);
         match attempt.await {
             Err(ImportError::Store(StoreError::Busy)) if waited < BUSY_TIMEOUT => {
                 tokio::time::sleep(pause).await;

@@ -38,6 +38,12 @@ impl Place {
         load.bytes.fetch_add(bytes, Ordering::Relaxed);
         Self { load: load.clone(), bytes }
     }
+
+    /// Counts more bytes of the same append.
+    pub(super) fn grow(&mut self, bytes: usize) {
+        self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
 }
 
 impl Drop for Place {

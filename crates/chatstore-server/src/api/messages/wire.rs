@@ -9,18 +9,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::api::embeddings::{Brought, EmbeddingResponse, is_wanted};
 use crate::api::{check_external_id, check_id, check_length, check_metadata};
 use crate::app::App;
 use crate::body::{Body, Field, OneOrMany, parse_body};
 use crate::error::{ApiError, FieldError};
-use crate::openapi::{Example, anything, id, object, optional_id, optional_object, status, time};
+use crate::openapi::{Example, anything, id, object, optional_id, optional_numbers, optional_object, status, time};
 
 /// One message of a session.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct MessageResponse {
     /// Its id.
     #[schemars(schema_with = "id")]
-    pub(super) message_id: MessageId,
+    pub(in crate::api) message_id: MessageId,
     /// The session it stands in.
     #[schemars(schema_with = "id")]
     session_id: SessionId,
@@ -59,6 +60,10 @@ pub struct MessageResponse {
     /// When it last changed.
     #[schemars(schema_with = "time")]
     updated_at: Timestamp,
+    /// Its vectors by model, if they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<EmbeddingResponse>")]
+    pub(in crate::api) embeddings: Option<Vec<EmbeddingResponse>>,
 }
 
 impl From<Message> for MessageResponse {
@@ -80,6 +85,7 @@ impl From<Message> for MessageResponse {
             version: message.version,
             created_at: message.created_at,
             updated_at: message.updated_at,
+            embeddings: None,
         }
     }
 }
@@ -147,6 +153,13 @@ pub struct AppendMessageRequest {
     /// Its size in tokens, if you counted.
     #[serde(default)]
     token_count: Field<i64>,
+    /// A vector of its text, if you bring your own.
+    #[serde(default)]
+    #[schemars(schema_with = "optional_numbers")]
+    embedding: Field<Vec<f32>>,
+    /// The model that made the vector; the default model if absent.
+    #[serde(default)]
+    embedding_model: Field<String>,
 }
 
 impl Example for AppendMessageRequest {
@@ -177,20 +190,22 @@ impl AppendMessageRequest {
         check_metadata(&pointer("metadata"), metadata.as_ref(), errors);
         let token_count = self.token_count.value();
         check_token_count(&pointer("token_count"), token_count, errors);
+        let brought = Brought { numbers: self.embedding.value(), model: self.embedding_model.value() };
+        let embedding = brought.check(app, (&pointer("embedding"), &pointer("embedding_model")), errors);
         Ok(NewMessage {
             message_id: app.ctx.new_message_id(now, session_id),
             parent_id: self.parent_id.value().and_then(|text| read_parent(&pointer("parent_id"), &text, errors)),
             role: role.unwrap_or_else(|| "user".to_owned()),
             kind: kind.unwrap_or_else(|| KIND_MESSAGE.to_owned()),
             status: read_status(&pointer("status"), self.status.value(), errors).unwrap_or(MessageStatus::Completed),
+            embed: !content.is_empty() && is_wanted(app, embedding.as_ref()),
             content,
             payload: self.payload.value(),
             metadata: metadata.unwrap_or_else(RawJson::empty_object),
             context: self.context.value(),
             external_id,
             token_count,
-            embedding: None,
-            embed: false,
+            embedding,
         })
     }
 }
@@ -317,7 +332,7 @@ impl UpdateMessageRequest {
                 read_status("/status", status, &mut errors)
             },
             token_count: self.token_count.not_null("/token_count", &mut errors),
-            embed: false,
+            embed: app.embedder.is_some(),
         };
         check_content("/content".to_owned(), patch.content.as_ref().map_or(0, String::len), app)?;
         check_content("/payload".to_owned(), patch.payload.as_ref().map_or(0, |it| payload_text(it).len()), app)?;

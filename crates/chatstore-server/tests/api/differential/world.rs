@@ -3,6 +3,7 @@
 
 mod archive;
 mod requests;
+mod search;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -89,7 +90,7 @@ impl World {
     }
 
     pub(super) fn next_operation(&mut self) -> Operation {
-        let operations: [(usize, Generator); 13] = [
+        let operations: [(usize, Generator); 17] = [
             (9, Self::create_session),
             (5, Self::get_session),
             (13, Self::list_sessions),
@@ -102,6 +103,10 @@ impl World {
             (9, Self::update_message),
             (4, Self::delete_message),
             (7, Self::import_sessions),
+            (5, Self::search_messages),
+            (5, Self::search_messages_by_query),
+            (3, Self::search_session),
+            (4, Self::set_embedding),
             (9, Self::follow),
         ];
         let operation = self.dice.weighed(&operations);
@@ -134,7 +139,11 @@ impl World {
         let counts = self.tally.entry(name).or_default();
         let succeeded = (200..300).contains(&answers[0].status);
         *(if succeeded { &mut counts.succeeded } else { &mut counts.refused }) += 1;
-        if !succeeded || name == "import_sessions" {
+        if succeeded && name.starts_with("search_") {
+            self.see_page(operation, answers);
+        }
+        let shows_rows = !matches!(name, "import_sessions" | "set_embedding") && !name.starts_with("search_");
+        if !succeeded || !shows_rows {
             return;
         }
         let body = &answers[0].body;
@@ -149,6 +158,10 @@ impl World {
                 None => self.see_session(operation.persona, &seen, name == "delete_session"),
             }
         }
+        self.see_page(operation, answers);
+    }
+
+    fn see_page(&mut self, operation: &Operation, answers: [&Answer; 2]) {
         if let (Some((path, left)), Some((_, right))) = (answers[0].next(), answers[1].next()) {
             let cursors = [left, right].map(ToOwned::to_owned);
             let (persona, headers) = (operation.persona, operation.headers.clone());

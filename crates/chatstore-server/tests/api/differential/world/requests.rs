@@ -29,7 +29,7 @@ impl World {
             let user = if persona == Alice && self.dice.percent(70) { "alice" } else { self.dice.pick(&USERS) };
             headers.push(("x-user-id", user.to_owned()));
         }
-        if method == Method::POST || method == Method::PATCH {
+        if method == Method::POST || method == Method::PATCH || method == Method::PUT {
             let json = if self.dice.percent(99) { "application/json" } else { "text/plain" };
             headers.push(("content-type", json.to_owned()));
         }
@@ -62,7 +62,7 @@ impl World {
     }
 
     /// A session's path, who is likely to see it, and its version.
-    fn session_path(&self) -> (String, Option<Persona>, i64) {
+    pub(super) fn session_path(&self) -> (String, Option<Persona>, i64) {
         let session = self.session(|_| true);
         let path = format!("/api/v1/sessions/{}", self.id(session.map(|session| session.id.as_str())));
         (path, session.map(|session| session.persona), session.map_or(1, |session| session.version))
@@ -77,7 +77,7 @@ impl World {
     }
 
     /// The same of a message.
-    fn message_path(&self) -> (String, Option<Persona>, i64) {
+    pub(super) fn message_path(&self) -> (String, Option<Persona>, i64) {
         let session = self.session(|session| !session.messages.is_empty());
         let message = session.and_then(|session| session.messages.get(self.dice.below(session.messages.len())));
         let path = format!("/api/v1/messages/{}", self.id(message.map(|message| message.id.as_str())));
@@ -229,6 +229,9 @@ impl World {
         if dice.percent(20) {
             pairs.push(format!("role={}", encoded(dice.pick(&["user", "assistant", "é", "", "USER"]))));
         }
+        if dice.percent(20) {
+            pairs.push("include=embedding".to_owned());
+        }
         self.paging(&mut pairs);
         let (path, persona, _) = self.messages_path();
         self.request(Method::GET, format!("{path}?{}", pairs.join("&")), persona)
@@ -236,7 +239,8 @@ impl World {
 
     pub(super) fn get_message(&mut self) -> Operation {
         let (path, persona, _) = self.message_path();
-        self.request(Method::GET, path, persona)
+        let include = if self.dice.percent(30) { "?include=embedding" } else { "" };
+        self.request(Method::GET, format!("{path}{include}"), persona)
     }
 
     pub(super) fn update_message(&mut self) -> Operation {

@@ -1,0 +1,131 @@
+//! A batch of appends as the lists that its statement takes.
+
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::MessageId;
+use chatstore_core::json::RawJson;
+use chatstore_core::messages::NewMessage;
+use uuid::Uuid;
+
+use super::{Group, is_queued};
+use crate::columns::bucket_value;
+use crate::messages::plus_tokens;
+
+/// The sessions of a batch, each once.
+#[derive(Default)]
+pub(super) struct Wanted<'a> {
+    pub(super) buckets: Vec<i16>,
+    pub(super) session_ids: Vec<Uuid>,
+    pub(super) project_ids: Vec<Uuid>,
+    pub(super) user_ids: Vec<Option<&'a str>>,
+    pub(super) messages: Vec<i64>,
+    pub(super) tokens: Vec<Option<i64>>,
+    pub(super) now_us: Vec<i64>,
+    pub(super) now_hours: Vec<i64>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn of(groups: &[Group<'a>]) -> Self {
+        let mut wanted = Self::default();
+        for group in groups {
+            let Some(first) = group.first() else { continue };
+            let now = group.iter().map(|append| append.now).max().unwrap_or(first.now);
+            wanted.buckets.push(bucket_value(first.session_id.bucket()));
+            wanted.session_ids.push(first.session_id.uuid());
+            wanted.project_ids.push(first.scope.project_id.uuid());
+            wanted.user_ids.push(first.scope.user_id.as_deref());
+            wanted.messages.push(group.iter().map(|append| append.count()).sum());
+            wanted.tokens.push(group.iter().fold(None, |sum, append| plus_tokens(sum, append.tokens())));
+            wanted.now_us.push(now.as_micros());
+            wanted.now_hours.push(now.hour());
+        }
+        wanted
+    }
+}
+
+/// The messages of a batch, column by column.
+#[derive(Default)]
+pub(super) struct Rows<'a> {
+    pub(super) group_nos: Vec<i32>,
+    pub(super) places: Vec<i64>,
+    pub(super) message_ids: Vec<Uuid>,
+    pub(super) parent_ids: Vec<Option<Uuid>>,
+    pub(super) roles: Vec<&'a str>,
+    pub(super) kinds: Vec<&'a str>,
+    pub(super) statuses: Vec<&'a str>,
+    pub(super) contents: Vec<&'a str>,
+    pub(super) payloads: Vec<Option<&'a str>>,
+    pub(super) metadata: Vec<&'a str>,
+    pub(super) contexts: Vec<Option<&'a str>>,
+    pub(super) external_ids: Vec<Option<&'a str>>,
+    pub(super) token_counts: Vec<Option<i64>>,
+    pub(super) now_us: Vec<i64>,
+    /// The words of each message; empty for one without any.
+    pub(super) lexemes: Vec<&'a str>,
+    pub(super) queued: Vec<bool>,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn of(groups: &[Group<'a>]) -> Self {
+        let mut rows = Self::default();
+        for (group, group_no) in groups.iter().zip(1..) {
+            let messages = group
+                .iter()
+                .flat_map(|append| append.messages.iter().zip(append.words.iter()).map(|m| (m, append.now)));
+            for (((message, words), now), place) in messages.zip(1..) {
+                rows.push(group_no, place, message, now);
+                rows.lexemes.push(words);
+            }
+        }
+        rows
+    }
+
+    fn push(&mut self, group_no: i32, place: i64, message: &'a NewMessage, now: Timestamp) {
+        self.group_nos.push(group_no);
+        self.places.push(place);
+        self.message_ids.push(message.message_id.uuid());
+        self.parent_ids.push(message.parent_id.map(MessageId::uuid));
+        self.roles.push(&message.role);
+        self.kinds.push(&message.kind);
+        self.statuses.push(message.status.as_str());
+        self.contents.push(&message.content);
+        self.payloads.push(message.payload.as_ref().map(RawJson::as_str));
+        self.metadata.push(message.metadata.as_str());
+        self.contexts.push(message.context.as_ref().map(RawJson::as_str));
+        self.external_ids.push(message.external_id.as_deref());
+        self.token_counts.push(message.token_count);
+        self.now_us.push(now.as_micros());
+        self.queued.push(is_queued(message));
+    }
+}
+
+/// The ids that a batch brings and that must be free, or taken.
+#[derive(Default)]
+pub(super) struct Checks<'a> {
+    pub(super) external_groups: Vec<i32>,
+    pub(super) external_ids: Vec<&'a str>,
+    pub(super) parent_groups: Vec<i32>,
+    pub(super) parent_ids: Vec<Uuid>,
+}
+
+impl<'a> Checks<'a> {
+    pub(super) fn of(groups: &[Group<'a>]) -> Self {
+        let mut checks = Self::default();
+        for (group, group_no) in groups.iter().zip(1..) {
+            for append in group {
+                for external_id in append.external_ids() {
+                    checks.external_groups.push(group_no);
+                    checks.external_ids.push(external_id);
+                }
+                for (_, parent_id) in append.foreign_parents() {
+                    checks.parent_groups.push(group_no);
+                    checks.parent_ids.push(parent_id.uuid());
+                }
+            }
+        }
+        checks
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.external_groups.is_empty() && self.parent_groups.is_empty()
+    }
+}
