@@ -31,7 +31,7 @@ pub struct WorkerPace {
     pub fault: Duration,
     /// Between two looks at what is to be made anew.
     pub rebuild_idle: Duration,
-    /// How long what was borrowed is out of others' reach, beside the time for one request.
+    /// How long what was borrowed is out of others' reach, if that is more than the time for two requests.
     pub lease: Duration,
 }
 
@@ -142,7 +142,7 @@ async fn borrow(app: &App, embedder: &Arc<Embedder>, pace: WorkerPace) -> Result
     if source.is_none_or(|source| source.model != embedder.model()) {
         return Ok(None);
     }
-    let lease = pace.lease + embedder.settings().timeout;
+    let lease = pace.lease.max(embedder.settings().timeout * 2);
     let limit = embedder.settings().batch_max;
     let now = app.ctx.now();
     let jobs = app.store.claim_embedding_jobs(now, claim::after(now, lease), limit).await?;

@@ -1,19 +1,20 @@
 -- Search and embeddings. All of it but embedding_source is derived from messages, or was brought for
 -- them, and can be made anew.
 
+-- Lexemes of the latest texts, which are not in message_terms yet: to add some hundred at once costs
+-- FTS5 a tenth of adding them one by one. A search looks through these rows, too.
+create table pending_texts (
+    message_no integer primary key,
+    created_at integer not null,
+    lexemes text not null
+) strict;
+
 -- Which message a row of message_terms stands for: its rowid is text_no. It rises with what is
--- stored, which message_no does not, and FTS5 writes rising rowids in one piece.
+-- indexed, which message_no does not, and FTS5 writes rising rowids in one piece.
 create table message_texts (
     text_no integer primary key,
     message_no integer not null unique,
     created_at integer not null
-) strict;
-
--- Lexemes of the latest texts, which are not in message_terms yet: to add some hundred at once costs
--- FTS5 a tenth of adding them one by one. A search looks through these rows, too.
-create table pending_texts (
-    text_no integer primary key,
-    lexemes text not null
 ) strict;
 
 -- The words of live messages, as core's analyser makes them: a row is a list of lexemes with a space

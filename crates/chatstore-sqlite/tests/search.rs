@@ -134,14 +134,12 @@ impl World {
         outsider.execute("insert into message_terms (message_terms) values ('integrity-check')", ()).unwrap();
         let count = |sql: &str| outsider.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(
-            count(
-                "select count(*) from pending_texts p left join message_texts d on d.text_no = p.text_no where d.text_no is null"
-            ),
+            count("select count(*) from pending_texts p join message_texts d on d.message_no = p.message_no"),
             0
         );
         assert_eq!(
             count(
-                "select count(*) from message_texts d left join messages m on m.message_no = d.message_no where m.deleted_at is not null or m.content is null"
+                "select count(*) from (select message_no from message_texts union all select message_no from pending_texts) d left join messages m on m.message_no = d.message_no where m.deleted_at is not null or m.content is null"
             ),
             0
         );

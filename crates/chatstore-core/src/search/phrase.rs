@@ -82,6 +82,8 @@ struct PhraseStep {
     phrase: usize,
     is_first: bool,
     is_last: bool,
+    /// Whether its word is that of the step before it in the list: then it need not be compared again.
+    is_same_word: bool,
 }
 
 /// Places of a text of which unfinished phrases are remembered: more than a word can span.
@@ -99,7 +101,7 @@ struct Begun {
 
 impl Phrases {
     pub(super) fn new(phrases: Vec<Phrase>) -> Self {
-        let mut steps = Vec::new();
+        let mut steps: Vec<PhraseStep> = Vec::new();
         let mut before = 0;
         for (index, phrase) in phrases.iter().enumerate() {
             steps.extend(phrase.steps.iter().map(|step| PhraseStep {
@@ -107,10 +109,15 @@ impl Phrases {
                 phrase: index,
                 is_first: step.from == 0,
                 is_last: step.to == phrase.places,
+                is_same_word: false,
             }));
             before += phrase.places;
         }
-        steps.sort_by(|a, b| a.step.text.cmp(&b.step.text));
+        steps.sort_by(|a, b| (&a.step.text, a.step.is_prefix).cmp(&(&b.step.text, b.step.is_prefix)));
+        for at in 1..steps.len() {
+            let (a, b) = (&steps[at - 1].step, &steps[at].step);
+            steps[at].is_same_word = (&a.text, a.is_prefix) == (&b.text, b.is_prefix);
+        }
         let start = |byte| steps.partition_point(|step| usize::from(first_byte(&step.step.text)) < byte);
         Self { by_first_byte: (0..=256).map(start).collect(), phrases, steps }
     }
@@ -140,17 +147,22 @@ impl Phrases {
             let first = usize::from(first_byte(word.text));
             let end = word.position + word.span;
             let (row, end_row) = (row_of(word.position), row_of(end));
+            let mut fits = false;
             for wanted in &self.steps[self.by_first_byte[first]..self.by_first_byte[first + 1]] {
-                let PhraseStep { step, phrase, is_first, is_last } = wanted;
+                let PhraseStep { step, phrase, is_first, is_last, is_same_word } = wanted;
+                fits = if *is_same_word { fits } else { step.fits(word.text) };
+                if !fits {
+                    continue;
+                }
                 let came = if *is_first {
                     Begun { at: end, first_place: word.position, first_byte: word.start }
                 } else {
-                    Begun { at: end, ..begun[row + step.from] }
+                    let from = begun[row + step.from];
+                    if from.at != word.position {
+                        continue;
+                    }
+                    Begun { at: end, ..from }
                 };
-                let goes_on = *is_first || begun[row + step.from].at == word.position;
-                if !goes_on || !step.fits(word.text) {
-                    continue;
-                }
                 if !is_last {
                     begun[end_row + step.to] = came;
                 } else if came.first_place >= ends[*phrase] {
@@ -165,4 +177,38 @@ impl Phrases {
 
 fn first_byte(text: &str) -> u8 {
     text.as_bytes().first().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found, as `phrase:text`.
+    fn found(phrases: &[&str], text: &str) -> Vec<String> {
+        let phrases = phrases.iter().filter_map(|phrase| Phrase::read(phrase, false, 64)).collect();
+        let mut found = Vec::new();
+        Phrases::new(phrases).find(text, &mut |one| found.push(format!("{}:{}", one.phrase, &text[one.bytes])));
+        found
+    }
+
+    #[test]
+    fn a_phrase_is_found_on_every_way_through_its_places() {
+        for (phrases, text, expected) in [
+            (&["tea"][..], "Tea or tea", vec!["0:Tea", "0:tea"]),
+            (&["green tea", "tea"], "green, tea tea", vec!["0:green, tea", "1:tea", "1:tea"]),
+            (&["a b a"], "a b a b a b a", vec!["0:a b a", "0:a b a"]),
+            (
+                &["iPhone case"],
+                "iphone case i-phone case iPhone Case",
+                vec!["0:iphone case", "0:i-phone case", "0:iPhone Case"],
+            ),
+            (&["my phone"], "my iPhone", vec![]),
+            (&["my i", "phone x"], "my iPhone X", vec!["0:my i", "1:Phone X"]),
+            (&["get user by id now"], "getUserById now", vec!["0:getUserById now"]),
+            (&["getuserbyid now"], "getUserById now", vec!["0:getUserById now"]),
+            (&["oauth 2 token"], "an OAuth2 token", vec!["0:OAuth2 token"]),
+        ] {
+            assert_eq!(found(phrases, text), expected, "{phrases:?}");
+        }
+    }
 }

@@ -218,7 +218,7 @@ impl Appender {
             return (Vec::new(), false);
         }
         groups.sort_by_key(|group| group[0].append.session_id);
-        let (mut alone, plain): (Vec<_>, Vec<_>) = groups.into_iter().partition(have_vectors);
+        let (mut alone, plain): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| have_vectors(group));
         if plain.is_empty() {
             return (alone, false);
         }
@@ -357,7 +357,7 @@ impl Appender {
 }
 
 /// Whether some of a session's appends bring vectors.
-fn have_vectors(group: &Vec<Job>) -> bool {
+fn have_vectors(group: &[Job]) -> bool {
     group.iter().any(|job| job.append.has_vectors())
 }
 

@@ -148,16 +148,17 @@ impl Claim {
         }
     }
 
-    async fn probe(&self) -> Result<(), Stop> {
+    async fn probe(&mut self) -> Result<(), Stop> {
+        self.renew().await;
         tokio::select! {
             answer = self.embedder.probe() => answer.map_err(Stop::Source),
             () = self.app.shutdown.cancelled() => Err(Stop::Shutdown),
         }
     }
 
-    /// Lengthens the lease of what is not done, when half of it is over.
+    /// Lengthens the lease of what is not done, if it might not last for another request, which is half of it at most.
     async fn renew(&mut self) {
-        if self.renewed_at.elapsed() < self.lease / 2 {
+        if self.renewed_at.elapsed() < self.lease / 5 * 2 {
             return;
         }
         let due_at = after(self.app.ctx.now(), self.lease);

@@ -59,6 +59,8 @@ pub(crate) enum Answer {
     Body(String),
     /// A body without end.
     Endless,
+    /// Vectors, but not at once.
+    Slow(Duration),
     /// No answer.
     Hang,
 }
@@ -191,6 +193,10 @@ async fn answer(State(inner): State<Arc<Inner>>, uri: Uri, headers: HeaderMap, b
                 Ok::<_, std::io::Error>(chunk.clone())
             });
             Body::from_stream(body).into_response()
+        }
+        Answer::Slow(pause) => {
+            tokio::time::sleep(pause).await;
+            list(items(DIMENSIONS)).into_response()
         }
         Answer::Hang => std::future::pending().await,
     }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chatstore_core::clock::Ctx;
 use chatstore_core::embeddings::{EmbeddingBacklog, Metric, Vector, VectorQuery};
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::json::RawJson;
@@ -32,6 +33,7 @@ api_tests! {
     vectors_of_another_length_are_never_stored
     what_a_killed_worker_held_is_done_by_another
     what_takes_the_worker_down_is_put_aside
+    what_takes_longer_than_a_lease_stays_with_its_worker
     a_worker_that_stops_gives_back_what_it_holds
     several_workers_ask_for_each_text_once
     an_old_model_serves_until_all_is_embedded_anew
@@ -68,10 +70,14 @@ struct Process {
 
 impl Process {
     async fn start(test: &TestApp, settings: EmbedderSettings) -> Self {
+        Self::start_at(test, settings, pace()).await
+    }
+
+    async fn start_at(test: &TestApp, settings: EmbedderSettings, pace: WorkerPace) -> Self {
         let embedder = embedder(settings, &test.ctx);
         let app = App::new(test.store.clone(), test.ctx.clone(), Some(ROOT_KEY), limits(), CancellationToken::new());
         let app = app.await.unwrap().with_embeddings(Some(embedder.clone()), None);
-        let worker = worker::start(app.clone(), pace());
+        let worker = worker::start(app.clone(), pace);
         eventually("it has looked at what was there before", async || {
             let source = test.store.get_embedding_source().await.unwrap()?;
             let is_reindexing = test.store.is_reindexing(Derived::Embeddings).await.unwrap();
@@ -159,7 +165,9 @@ impl TestApp {
     /// Lets time pass.
     fn pass(&self, length: Duration) {
         let readings = i64::try_from(length.as_micros()).unwrap() / STEP_US;
-        (0..readings).for_each(|_| drop(self.ctx.now()));
+        for _ in 0..readings {
+            self.ctx.now();
+        }
     }
 }
 
@@ -369,6 +377,21 @@ async fn what_takes_the_worker_down_is_put_aside(app: TestApp) {
     assert_eq!(backlog.parked_examples[0].0, message);
     assert!(backlog.parked_examples[0].1.contains("tried 5 times"), "{backlog:?}");
     assert_eq!(provider.asked().len(), 0);
+}
+
+async fn what_takes_longer_than_a_lease_stays_with_its_worker(mut app: TestApp) {
+    let provider = Provider::start().await;
+    provider.always(Answer::Slow(Duration::from_millis(150)));
+    let settings = EmbedderSettings { batch_max: 1, timeout: Duration::from_secs(1), ..provider.settings("m") };
+    app.ctx = Ctx::system();
+    let pace = WorkerPace { lease: Duration::from_secs(2), ..pace() };
+    let _one = Process::start_at(&app, settings.clone(), pace).await;
+    let _two = Process::start_at(&app, settings, pace).await;
+    let session = app.session().await;
+    let message = app.append(session, &[&"a few words that fill their place. ".repeat(600)]).await;
+    app.all_done().await;
+    let (asked, parts) = (provider.asked().len(), app.vectors(&message).await[0].2);
+    assert!(parts > 20 && asked == parts, "{asked} requests for {parts} parts");
 }
 
 async fn a_worker_that_stops_gives_back_what_it_holds(app: TestApp) {

@@ -11,13 +11,12 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use super::reindex::start_reindex;
 use crate::writer::WriteConnection;
 
-const INSERT_TEXT: &str = "insert into message_texts (message_no, created_at) values (?1, ?2)";
 const SELECT_TEXT: &str = "select text_no from message_texts where message_no = ?1";
 const LIST_TEXTS: &str = "select d.text_no, m.content from message_texts d
     join messages m on m.message_no = d.message_no
     where d.message_no > ?1 and d.message_no <= ?2";
 const DELETE_TEXTS: &str = "delete from message_texts where message_no > ?1 and message_no <= ?2";
-const DELETE_PENDING: &str = "delete from pending_texts where text_no = ?1";
+const DELETE_PENDING: &str = "delete from pending_texts where message_no > ?1 and message_no <= ?2";
 const SELECT_ANALYSER_VERSION: &str = "select analyser_version from text_index";
 const EMPTY_TERMS: &str = "insert into message_terms (message_terms) values ('delete-all')";
 const EMPTY_TEXTS: &str = "delete from message_texts";
@@ -27,7 +26,7 @@ const SAVE_ANALYSER_VERSION: &str = "insert into text_index (only_row, analyser_
 const SELECT_ANY_MESSAGE: &str = "select exists (select 1 from messages)";
 
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[INSERT_TEXT, SELECT_TEXT, LIST_TEXTS, DELETE_TEXTS, DELETE_PENDING];
+pub(super) const STATEMENTS: &[&str] = &[SELECT_TEXT, LIST_TEXTS, DELETE_TEXTS, DELETE_PENDING];
 /// Run once, when a store is opened.
 #[cfg(test)]
 pub(crate) const OPENING_STATEMENTS: &[&str] =
@@ -77,11 +76,7 @@ pub(crate) fn insert_text(
     created_at: i64,
     lexemes: &str,
 ) -> rusqlite::Result<()> {
-    if lexemes.is_empty() {
-        return Ok(());
-    }
-    connection.prepare_cached(INSERT_TEXT)?.execute(params![message_no, created_at])?;
-    connection.insert_terms(connection.last_insert_rowid(), lexemes)
+    if lexemes.is_empty() { Ok(()) } else { connection.insert_pending(message_no, created_at, lexemes) }
 }
 
 /// Replaces a message's words; either may be none.
@@ -92,36 +87,26 @@ pub(crate) fn replace_text(
     old: String,
     new: &str,
 ) -> rusqlite::Result<()> {
+    let range = params![message_no - 1, message_no];
+    connection.prepare_cached(DELETE_PENDING)?.execute(range)?;
     let found = connection.prepare_cached(SELECT_TEXT)?.query_row(params![message_no], |row| row.get(0)).optional()?;
-    let Some(text_no) = found else {
-        return insert_text(connection, message_no, created_at, new);
-    };
-    delete_terms(connection, text_no, || old)?;
-    if new.is_empty() {
-        connection.prepare_cached(DELETE_TEXTS)?.execute(params![message_no - 1, message_no]).map(drop)
-    } else {
-        connection.insert_terms(text_no, new)
+    if let Some(text_no) = found {
+        connection.delete_terms(text_no, old);
+        connection.prepare_cached(DELETE_TEXTS)?.execute(range)?;
     }
+    insert_text(connection, message_no, created_at, new)
 }
 
 /// Takes the words of the messages after `from` up to `to` out of the index; what they say must
 /// still be there.
 pub(crate) fn delete_texts(connection: &WriteConnection, home: Home, from: i64, to: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached(DELETE_PENDING)?.execute(params![from, to])?;
     let mut statement = connection.prepare_cached(LIST_TEXTS)?;
     let mut rows = statement.query(params![from, to])?;
     while let Some(row) = rows.next()? {
-        let content = row.get_ref(1)?.as_str()?;
-        delete_terms(connection, row.get(0)?, || home.lexemes(content))?;
+        connection.delete_terms(row.get(0)?, home.lexemes(row.get_ref(1)?.as_str()?));
     }
     connection.prepare_cached(DELETE_TEXTS)?.execute(params![from, to]).map(drop)
-}
-
-/// What is not indexed yet need not leave the index.
-fn delete_terms(connection: &WriteConnection, text_no: i64, lexemes: impl FnOnce() -> String) -> rusqlite::Result<()> {
-    if connection.prepare_cached(DELETE_PENDING)?.execute(params![text_no])? == 0 {
-        connection.delete_terms(text_no, lexemes());
-    }
-    Ok(())
 }
 
 /// Empties an index that another analyser made, or none, and has it made anew.

@@ -21,11 +21,9 @@ const LIST_CANDIDATES: &str = "select d.created_at, d.message_no
     where t.message_terms match ?1 and d.message_no > ?2 and d.message_no < ?3 and d.created_at >= ?4
         and d.created_at < ?5 and (d.created_at, d.message_no) < (?6, ?7)";
 /// The latest texts, which the index does not hold yet: all are looked through.
-const LIST_PENDING: &str = "select d.created_at, d.message_no, p.lexemes
-    from pending_texts p cross join message_texts d on d.text_no = p.text_no
-    where d.message_no > ?1 and d.message_no < ?2 and d.created_at >= ?3 and d.created_at < ?4
-        and (d.created_at, d.message_no) < (?5, ?6)";
-
+const LIST_PENDING: &str = "select created_at, message_no, lexemes from pending_texts
+    where message_no > ?1 and message_no < ?2 and created_at >= ?3 and created_at < ?4
+        and (created_at, message_no) < (?5, ?6)";
 const LIST_SESSIONS_OF_USER: &str =
     "select session_no from sessions where project_id = ?1 and user_id = ?2 and deleted_at is null";
 

@@ -5,15 +5,16 @@ use std::ops::Deref;
 
 use rusqlite::{Connection, params};
 
-const INSERT_PENDING: &str = "insert into pending_texts (text_no, lexemes) values (?1, ?2)";
+const INSERT_PENDING: &str = "insert into pending_texts (message_no, created_at, lexemes) values (?1, ?2, ?3)";
 const COUNT_PENDING: &str = "select count(*), coalesce(sum(octet_length(lexemes)), 0) from pending_texts";
-const LIST_PENDING: &str = "select text_no, lexemes from pending_texts order by text_no";
+const LIST_PENDING: &str = "select message_no, created_at, lexemes from pending_texts";
 const EMPTY_PENDING: &str = "delete from pending_texts";
+const INSERT_TEXT: &str = "insert into message_texts (message_no, created_at) values (?1, ?2)";
 const INSERT_TERMS: &str = "insert into message_terms (rowid, lexemes) values (?1, ?2)";
 const DELETE_TERMS: &str = "insert into message_terms (message_terms, rowid, lexemes) values ('delete', ?1, ?2)";
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] = &[INSERT_PENDING, INSERT_TERMS, DELETE_TERMS];
+pub(crate) const STATEMENTS: &[&str] = &[INSERT_PENDING, INSERT_TEXT, INSERT_TERMS, DELETE_TERMS];
 /// These go through all of a small table.
 #[cfg(test)]
 pub(crate) const PENDING_STATEMENTS: &[&str] = &[COUNT_PENDING, LIST_PENDING, EMPTY_PENDING];
@@ -52,9 +53,9 @@ impl WriteConnection {
         Ok(Self { connection, deleted: RefCell::new(Vec::new()), pending: Cell::new(pending) })
     }
 
-    /// Has a row's lexemes indexed, soon.
-    pub(crate) fn insert_terms(&self, text_no: i64, lexemes: &str) -> rusqlite::Result<()> {
-        self.prepare_cached(INSERT_PENDING)?.execute(params![text_no, lexemes])?;
+    /// Has a message's lexemes indexed, soon.
+    pub(crate) fn insert_pending(&self, message_no: i64, created_at: i64, lexemes: &str) -> rusqlite::Result<()> {
+        self.prepare_cached(INSERT_PENDING)?.execute(params![message_no, created_at, lexemes])?;
         let (texts, bytes) = self.pending.get();
         self.pending.set((texts + 1, bytes + lexemes.len()));
         Ok(())
@@ -99,7 +100,8 @@ impl WriteConnection {
         let mut statement = self.prepare_cached(LIST_PENDING)?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
-            let params = params![row.get::<_, i64>(0)?, row.get_ref(1)?.as_str()?];
+            self.prepare_cached(INSERT_TEXT)?.execute(params![row.get::<_, i64>(0)?, row.get::<_, i64>(1)?])?;
+            let params = params![self.last_insert_rowid(), row.get_ref(2)?.as_str()?];
             self.prepare_cached(INSERT_TERMS)?.execute(params)?;
         }
         self.prepare_cached(EMPTY_PENDING)?.execute(())?;

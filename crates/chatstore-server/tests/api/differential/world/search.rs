@@ -57,7 +57,9 @@ impl World {
     /// The parameters of the short forms.
     fn short_form(&self) -> String {
         let dice = &self.dice;
-        let mut pairs = vec![format!("q={}", encoded(&self.query()))];
+        // A longer one may not fit in a URI.
+        let query: String = self.query().chars().take(4_200).collect();
+        let mut pairs = vec![format!("q={}", encoded(&query))];
         let mut maybe = |chance, pair: &dyn Fn() -> String| {
             if dice.percent(chance) {
                 pairs.push(pair());
