@@ -3,14 +3,14 @@
 
 mod explain;
 mod rows;
+mod searches;
 mod session_lists;
 
 use std::time::{Duration, Instant};
 
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::conformance::join_all;
-use chatstore_core::embeddings::Metric;
-use chatstore_core::ids::{Bucket, ProjectId, SessionId};
+use chatstore_core::ids::{Bucket, ProjectId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{MessageStore as _, NewMessage};
 use chatstore_core::sessions::{NewSession, SessionStore as _};
@@ -22,12 +22,12 @@ use crate::columns::bucket_value;
 use crate::embeddings::source::{DELETE_VECTORS_OF_RETIRED, HAS_VECTORS};
 use crate::messages::append::APPEND_BATCH;
 use crate::params::params;
-use crate::search::vectors::{Among, nearest_exactly};
 use crate::testing::{Cluster, Settings, TestDatabase, programs};
 use crate::{PostgresOptions, PostgresStore};
 use crate::{api_keys, archive, embeddings, messages, projects, search, sessions};
 use explain::{Explained, Node, Planner, Planning};
 use rows::{ADA, Rows};
+use searches::check_searches;
 use session_lists::{Form, every_form};
 
 /// Every statement but those of session lists, which are made from pieces.
@@ -284,57 +284,6 @@ async fn check_exports(planner: &Planner, rows: &Rows, faults: &mut Vec<String>)
     let page = planner.run(archive::EXPORT_MESSAGES, params).await;
     faults.extend(fault_of_keys(archive::EXPORT_MESSAGES, &page));
     faults.extend(fault_of_pages(planner, archive::EXPORT_MESSAGES, &page, 120));
-}
-
-/// Searches are planned for their values, whatever is said of other statements.
-async fn check_searches(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
-    let project_id = ProjectId::DEFAULT.uuid();
-    let longest = rows.longest();
-    for (word, session_id) in [("rare", None), ("rare", Some(longest.session_id.uuid())), ("word", None)] {
-        let tsquery = format!("'{word}·{ADA}'");
-        let params = params![
-            tsquery,
-            project_id,
-            session_id,
-            i64::MIN,
-            i64::MAX,
-            i64::MAX,
-            Uuid::max(),
-            i64::MAX,
-            1_000_i64,
-            Some(ADA),
-            None::<&str>,
-            None::<&str>,
-        ];
-        let plan = planner.explain(search::text::SEARCH_TEXTS, params).await;
-        let walks = |node: &&Node<'_>| node.table() == "message_texts";
-        if !plan.nodes().iter().filter(walks).all(|node| node.walks_by("lexemes")) {
-            faults.push(format!(
-                "{:?}: a search for {word} does not walk the index: {}",
-                planner.planning,
-                plan.shown()
-            ));
-        }
-    }
-    for (metric, among) in Metric::ALL.into_iter().flat_map(|metric| Among::ALL.map(|among| (metric, among))) {
-        let (user, session, key) = match among {
-            Among::Session => (None, Some(longest.session_id), "session_id"),
-            Among::User => (Some(ADA), None, "user_id"),
-            Among::Project => (None, None, "model_id"),
-        };
-        let bucket = user.map(|user| Bucket::of_user(ProjectId::DEFAULT, user)).or(session.map(SessionId::bucket));
-        let (bucket, session) = (bucket.map(bucket_value), session.map(SessionId::uuid));
-        let (to, none) = ([1_f32, 2.0, 3.0], None::<&str>);
-        let params =
-            params![&to[..], project_id, project_id, i64::MIN, i64::MAX, 100_i64, none, none, user, bucket, session];
-        let plan = planner.explain(&nearest_exactly(3, metric, among), params).await;
-        let compares = |node: &&Node<'_>| node.table() == "message_embeddings";
-        // Most vectors are of one project: to read all is no fault then.
-        let is_all = among == Among::Project && planner.planning == Planning::Pooled;
-        if !is_all && !plan.nodes().iter().filter(compares).all(|node| node.walks_by(key)) {
-            faults.push(format!("{:?}: {metric:?} among {among:?}: {}", planner.planning, plan.shown()));
-        }
-    }
 }
 
 /// A batch of appends, each to another session.

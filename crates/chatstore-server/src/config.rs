@@ -658,12 +658,18 @@ mod tests {
             let source = with(&[("EMBEDDINGS_URL", base), model]).unwrap().embeddings.unwrap();
             assert_eq!(source.url.endpoint().to_string(), endpoint);
         }
-        for bad in
-            ["h:8000", "ftp://h/v1", "http://", "file:///etc/passwd", "http://h/v1?a=b", "http://h/#a", "http://a b"]
-        {
+        for bad in [
+            "h:8000",
+            "ftp://h/v1",
+            "http://",
+            "file:///etc/passwd",
+            "http://h/v1?key=hush",
+            "http://h/#a",
+            "http://a b",
+        ] {
             assert!(message(with(&[("EMBEDDINGS_URL", bad), model])).contains("OpenAI-compatible"), "{bad}");
         }
-        for login in ["http://me@h/v1", "https://me:pass@h/v1"] {
+        for login in ["http://me@h/v1", "https://me:hush@h/v1"] {
             assert!(message(with(&[("EMBEDDINGS_URL", login), model])).contains("without user and password"));
         }
         assert_eq!(message(with(&[url])), "embeddings_model must be set if embeddings_url is");

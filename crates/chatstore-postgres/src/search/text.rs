@@ -19,7 +19,7 @@ use crate::sessions::is_live;
 /// planner from walking another one. A candidate that does not fit gives a row without a message,
 /// so that the next window is known.
 pub(crate) const SEARCH_TEXTS: &str = concat!(
-    "select t.created_at, t.session_id, t.seq, m.message_id, m.role, m.content, m.metadata, m.session_name
+    "select t.created_at, t.session_id, t.seq, m.message_id, m.role, m.content, m.metadata, s.session_name
     from (
         select t.* from (
             select t.bucket, t.session_id, t.seq, t.project_id, t.created_at from message_texts t
@@ -28,14 +28,14 @@ pub(crate) const SEARCH_TEXTS: &str = concat!(
             and (t.created_at, t.session_id, t.seq) < ($6, $7, $8)
         order by t.created_at desc, t.session_id desc, t.seq desc limit $9) t
     left join lateral (
-        select m.message_id, m.role, m.content, m.metadata, s.session_name
-        from sessions s cross join lateral (
-            select m.* from messages m where m.bucket = t.bucket and m.session_id = t.session_id and m.seq = t.seq
-                and m.deleted_at is null and ($11::text is null or m.role = $11) and ($12::text is null or m.kind = $12)
-            offset 0) m
+        select s.bucket, s.session_id, s.session_name from sessions s
         where s.bucket = t.bucket and s.session_id = t.session_id and s.project_id = $2 and ",
     is_live!(),
-    " and ($10::text is null or s.user_id = $10) offset 0) m on true"
+    " and ($10::text is null or s.user_id = $10) offset 0) s on true
+    left join lateral (
+        select m.message_id, m.role, m.content, m.metadata from messages m
+        where m.bucket = s.bucket and m.session_id = s.session_id and m.seq = t.seq and m.deleted_at is null
+            and ($11::text is null or m.role = $11) and ($12::text is null or m.kind = $12) offset 0) m on true"
 );
 
 /// Bytes of a text that is compared on the thread that reads it.

@@ -379,10 +379,11 @@ async fn what_takes_the_worker_down_is_put_aside(app: TestApp) {
     assert_eq!(provider.asked().len(), 0);
 }
 
-async fn what_takes_longer_than_a_lease_stays_with_its_worker(mut app: TestApp) {
+async fn what_takes_longer_than_a_lease_stays_with_its_worker(app: TestApp) {
     let provider = Provider::start().await;
     provider.always(Answer::Slow(Duration::from_millis(150)));
     let settings = EmbedderSettings { batch_max: 1, timeout: Duration::from_secs(1), ..provider.settings("m") };
+    let mut app = app;
     app.ctx = Ctx::system();
     let pace = WorkerPace { lease: Duration::from_secs(2), ..pace() };
     let _one = Process::start_at(&app, settings.clone(), pace).await;
