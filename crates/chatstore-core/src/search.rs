@@ -252,8 +252,8 @@ mod tests {
 
     fn ranked(id: u128, score: f64) -> RankedMessage {
         RankedMessage {
-            message_id: Uuid::from_u128(id).into(),
-            session_id: Uuid::from_u128(1).into(),
+            message_id: Uuid::from_bytes(id.to_be_bytes()).into(),
+            session_id: Uuid::from_bytes([1; 16]).into(),
             seq: 1,
             created_at: Timestamp::from_micros(0).unwrap(),
             score,

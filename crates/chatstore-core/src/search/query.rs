@@ -88,6 +88,21 @@ impl TextQuery {
         matches.then(|| found.score(words))
     }
 
+    /// Whether it rules out messages whatever wanted words they hold: by exclusions, roles or
+    /// names of sessions.
+    pub fn has_conditions(&self) -> bool {
+        self.phrases.len() > self.wanted || self.names.len() > 0 || !self.roles.is_empty()
+    }
+
+    /// Whether a message passes these conditions; its wanted words do not matter.
+    pub fn admits(&self, candidate: &Candidate<'_>) -> bool {
+        let mut is_excluded = false;
+        if self.phrases.len() > self.wanted {
+            self.phrases.find(candidate.content, &mut |occurrence| is_excluded |= occurrence.phrase >= self.wanted);
+        }
+        !is_excluded && self.admits_role(candidate.role) && self.admits_name(candidate.session_name)
+    }
+
     /// Where the wanted words and phrases stand in a text.
     pub(super) fn find_wanted(&self, text: &str, on_occurrence: &mut impl FnMut(Occurrence)) {
         self.phrases.find(text, &mut |occurrence| {
@@ -200,6 +215,23 @@ mod tests {
             }
         }
         None
+    }
+
+    #[test]
+    fn conditions_hold_without_the_words() {
+        let candidate = |content| Candidate { content, role: "user", session_name: "Trip to Rome, day 2" };
+        for (query, content, expected) in [
+            ("tea", "coffee", true),
+            ("tea -coffee", "coffee", false),
+            ("tea -coffee", "water", true),
+            ("tea role:assistant", "tea", false),
+            ("tea role:User in:rome", "water", true),
+            ("tea in:paris", "tea", false),
+        ] {
+            let parsed = TextQuery::parse(query);
+            assert_eq!(parsed.admits(&candidate(content)), expected, "{query:?} on {content:?}");
+            assert_eq!(parsed.has_conditions(), query != "tea", "{query:?}");
+        }
     }
 
     #[test]

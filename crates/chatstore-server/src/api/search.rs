@@ -5,11 +5,15 @@ mod meaning;
 mod page;
 mod request;
 
+use std::collections::HashSet;
+
 use axum::extract::State;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::MessageId;
 use chatstore_core::limits::{SEARCH_FUSED_MAX, SEARCH_MATCHES_MAX};
 use chatstore_core::page::{PageStart, SearchPosition};
-use chatstore_core::search::{Derived, FusedMessage, TextQuery, fuse};
+use chatstore_core::search::query::Candidate;
+use chatstore_core::search::{Derived, FoundMessage, FusedMessage, RankedMessage, TextQuery, fuse};
 use chatstore_core::store::StoreError;
 
 pub use answer::{Found, SearchHit, SearchRanks, SearchResponse, SearchSnippet};
@@ -23,6 +27,9 @@ use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::extract::{Json, Query, SessionPath};
 use crate::respond::Linked;
+
+/// Messages that are read at once to be judged.
+const READ_AT_ONCE: usize = 20;
 
 /// How a search finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +177,8 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
     if let Some(position) = after {
         filter.created_before = Some(filter.created_before.map_or(position.as_of, |time| time.min(position.as_of)));
     }
-    let text = search.query.as_deref().filter(|_| search.mode != Mode::Vector).map(TextQuery::parse);
+    let query = search.query.as_deref().map(TextQuery::parse);
+    let text = query.as_ref().filter(|_| search.mode != Mode::Vector);
     let mut degraded = Vec::new();
     // Only a first page can do without: on a later one the list would be another.
     let is_optional = search.mode == Mode::Hybrid && after.is_none();
@@ -187,14 +195,17 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
     };
     let limit = if text.is_some() && meaning.is_some() { SEARCH_FUSED_MAX } else { SEARCH_MATCHES_MAX };
     let by_text = async {
-        let Some(query) = &text else { return Ok(None) };
+        let Some(query) = text else { return Ok(None) };
         let is_partial = app.store.is_reindexing(Derived::Text).await?;
         let found = app.store.search_text(&caller.scope, query, &filter, limit).await?;
         Ok::<_, StoreError>(Some((found, is_partial)))
     };
     let by_vectors = async {
         match &meaning {
-            Some(Some(query)) => app.store.search_vectors(&caller.scope, query, &filter, limit).await.map(Some),
+            Some(Some(vector)) => {
+                let near = app.store.search_vectors(&caller.scope, vector, &filter, limit).await?;
+                admitted(app, caller, query.as_ref(), near).await.map(Some)
+            }
             Some(None) => Ok(Some(Vec::new())),
             None => Ok(None),
         }
@@ -215,6 +226,27 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
         list: fuse(by_text.map(|(found, _)| found), by_vectors),
         degraded: (!degraded.is_empty()).then(|| degraded.join(" ")),
     })
+}
+
+/// Those of the nearest that pass what the query demands beside its words.
+async fn admitted(
+    app: &App,
+    caller: &Caller,
+    query: Option<&TextQuery>,
+    near: Vec<RankedMessage>,
+) -> Result<Vec<RankedMessage>, StoreError> {
+    let Some(query) = query.filter(|query| query.has_conditions()) else { return Ok(near) };
+    let mut passed = HashSet::new();
+    for part in near.chunks(READ_AT_ONCE) {
+        let ids: Vec<MessageId> = part.iter().map(|message| message.message_id).collect();
+        let found = app.store.get_found_messages(&caller.scope, &ids).await?;
+        let admits = |found: &&FoundMessage| {
+            let (content, role) = (&found.message.content, &found.message.role);
+            query.admits(&Candidate { content, role, session_name: &found.session_name })
+        };
+        passed.extend(found.iter().filter(admits).map(|found| found.message.message_id));
+    }
+    Ok(near.into_iter().filter(|message| passed.contains(&message.message_id)).collect())
 }
 
 fn search_error(error: StoreError) -> ApiError {

@@ -60,7 +60,8 @@ fn dependencies(name: &str) -> BTreeSet<String> {
 
 /// A file without the tests at its foot.
 fn without_tests(source: &str) -> &str {
-    source.split("\n#[cfg(test)]\nmod ").next().unwrap_or(source)
+    let ends = ["mod ", "pub(crate) mod "].map(|module| source.find(&format!("\n#[cfg(test)]\n{module}")));
+    ends.into_iter().flatten().min().map_or(source, |end| &source[..end])
 }
 
 #[test]

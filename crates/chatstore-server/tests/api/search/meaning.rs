@@ -17,6 +17,7 @@ api_tests! {
     the_nearest_come_first_under_each_metric
     a_vector_alone_searches_by_meaning
     words_and_vector_are_fused_by_rank
+    exclusions_and_roles_hold_for_what_is_near
     a_vector_that_is_none_is_a_422
     a_vector_of_another_length_is_a_422
     models_are_never_mixed
@@ -103,6 +104,22 @@ async fn words_and_vector_are_fused_by_rank(app: TestApp) {
     assert_eq!(hits(&text_alone).len(), 2);
     let vector_alone = search(&admin, json!({"query": "apple", "embedding": [1.0, 0.2], "mode": "vector"})).await;
     assert_eq!(found(&vector_alone), ["apple both", "pear", "apple"]);
+}
+
+async fn exclusions_and_roles_hold_for_what_is_near(app: TestApp) {
+    let admin = app.admin();
+    vectors(&admin, &[("green tea", &[1.0, 0.0]), ("black tea", &[1.0, 0.1]), ("coffee", &[1.0, 0.2])]).await;
+    for (query, expected) in [
+        ("tea", vec!["green tea", "black tea", "coffee"]),
+        ("tea -black", vec!["green tea", "coffee"]),
+        ("tea role:assistant", vec![]),
+        ("tea in:elsewhere", vec![]),
+    ] {
+        for mode in ["hybrid", "vector"] {
+            let body = json!({"query": query, "embedding": [1.0, 0.0], "mode": mode});
+            assert_eq!(found(&search(&admin, body).await), expected, "{query} {mode}");
+        }
+    }
 }
 
 async fn a_vector_that_is_none_is_a_422(app: TestApp) {
