@@ -218,14 +218,15 @@ pub trait EmbeddingStore: Send + Sync {
     /// The source's models, if one was ever set.
     async fn get_embedding_source(&self) -> Result<Option<EmbeddingSource>, StoreError>;
 
-    /// Notes the model that new vectors are to be made with. If it is another than before, all
-    /// messages are queued anew ([`crate::search::Derived::Embeddings`]) and the one before goes
-    /// on serving, as long as it has vectors.
+    /// Notes the model that new vectors are to be made with, and that messages without one are to be
+    /// queued ([`crate::search::Derived::Embeddings`]), for some may have been stored while no source
+    /// was at work. If it is another model than before, that one goes on serving, as long as it has
+    /// vectors.
     async fn set_embedding_source(&self, model: &str) -> Result<EmbeddingSource, StoreError>;
 
     /// Ends a change of models when nothing queued by it waits any more: the new model serves, and
-    /// the vectors of the old one are removed, some in each call. Tells whether there is more to
-    /// remove.
+    /// the vectors that were made with the old one are removed, some in each call; those that callers
+    /// brought stay. Tells whether there is more to remove.
     async fn settle_embedding_source(&self) -> Result<bool, StoreError>;
 
     /// Lends up to `limit` messages that are due at `now`, new ones before those queued by a

@@ -3,8 +3,9 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::ids::{MessageId, SessionId};
@@ -79,20 +80,38 @@ pub struct MessagePosition {
     pub seq: i64,
 }
 
-/// Position of a hit in what a search found: the values it is ranked by, and what the list must be
-/// made from to be the same again.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Position in what a search found: what the list must be made from, and where it goes on.
+#[derive(Clone, Debug, PartialEq)]
 pub struct SearchPosition {
     /// Only what was stored before this time is in the list.
     pub as_of: Timestamp,
-    /// Whether meaning is among what the list was made by.
-    pub by_vectors: bool,
-    /// The hit's score.
-    pub score: f64,
-    /// When its message was stored.
-    pub created_at: Timestamp,
-    /// Its message.
-    pub message_id: MessageId,
+    /// What the next page comes after.
+    pub after: SearchAfter,
+}
+
+/// What the next page of a search comes after.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SearchAfter {
+    /// A hit of a list that was made by words alone: it can be made again.
+    Hit {
+        /// The hit's score.
+        score: f64,
+        /// When its message was stored.
+        created_at: Timestamp,
+        /// Its message.
+        message_id: MessageId,
+    },
+    /// All that was shown, by [`SearchAfter::mark`]: vectors that arrive meanwhile move what stands
+    /// in a list that was made by meaning, too.
+    Shown(Vec<u32>),
+}
+
+impl SearchAfter {
+    /// A short name of a message or session that was shown.
+    pub fn mark(id: Uuid) -> u32 {
+        let digest = Sha256::digest(id.as_bytes());
+        u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+    }
 }
 
 /// A position that can stand in a cursor.
@@ -114,7 +133,7 @@ impl Position for SessionPosition {
         let (us, id) = bytes.split_first_chunk::<8>()?;
         Some(Self {
             sorted_by: Timestamp::from_micros(i64::from_be_bytes(*us))?,
-            session_id: uuid::Uuid::from_slice(id).ok()?.into(),
+            session_id: Uuid::from_slice(id).ok()?.into(),
         })
     }
 }
@@ -129,28 +148,45 @@ impl Position for MessagePosition {
     }
 }
 
+/// Begins a [`SearchAfter::Hit`] in a cursor.
+const AFTER_HIT: u8 = 0;
+/// Begins a [`SearchAfter::Shown`] in a cursor.
+const AFTER_SHOWN: u8 = 1;
+
 impl Position for SearchPosition {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.as_of.as_micros().to_be_bytes().to_vec();
-        bytes.push(u8::from(self.by_vectors));
-        bytes.extend_from_slice(&self.score.to_be_bytes());
-        bytes.extend_from_slice(&self.created_at.as_micros().to_be_bytes());
-        bytes.extend_from_slice(self.message_id.as_bytes());
+        match &self.after {
+            SearchAfter::Hit { score, created_at, message_id } => {
+                bytes.push(AFTER_HIT);
+                bytes.extend_from_slice(&score.to_be_bytes());
+                bytes.extend_from_slice(&created_at.as_micros().to_be_bytes());
+                bytes.extend_from_slice(message_id.as_bytes());
+            }
+            SearchAfter::Shown(marks) => {
+                bytes.push(AFTER_SHOWN);
+                bytes.extend(marks.iter().flat_map(|mark| mark.to_be_bytes()));
+            }
+        }
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (as_of, bytes) = bytes.split_first_chunk::<8>()?;
-        let (by_vectors, bytes) = bytes.split_first()?;
-        let (score, bytes) = bytes.split_first_chunk::<8>()?;
-        let (created_at, id) = bytes.split_first_chunk::<8>()?;
-        Some(Self {
-            as_of: Timestamp::from_micros(i64::from_be_bytes(*as_of))?,
-            by_vectors: *by_vectors == 1,
-            score: f64::from_be_bytes(*score),
-            created_at: Timestamp::from_micros(i64::from_be_bytes(*created_at))?,
-            message_id: uuid::Uuid::from_slice(id).ok()?.into(),
-        })
+        let (kind, bytes) = bytes.split_first()?;
+        let after = if *kind == AFTER_SHOWN {
+            let (marks, []) = bytes.as_chunks::<4>() else { return None };
+            SearchAfter::Shown(marks.iter().map(|mark| u32::from_be_bytes(*mark)).collect())
+        } else {
+            let (score, bytes) = bytes.split_first_chunk::<8>()?;
+            let (created_at, id) = bytes.split_first_chunk::<8>()?;
+            SearchAfter::Hit {
+                score: f64::from_be_bytes(*score),
+                created_at: Timestamp::from_micros(i64::from_be_bytes(*created_at))?,
+                message_id: Uuid::from_slice(id).ok()?.into(),
+            }
+        };
+        Some(Self { as_of: Timestamp::from_micros(i64::from_be_bytes(*as_of))?, after })
     }
 }
 
@@ -210,15 +246,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cursors_come_back(seq in any::<i64>(), us in -1_000_000_000_000i64..1_000_000_000_000, id in any::<[u8; 16]>(), binding in any::<Vec<u8>>()) {
+        fn cursors_come_back(seq in any::<i64>(), us in -1_000_000_000_000i64..1_000_000_000_000, id in any::<[u8; 16]>(), marks in any::<Vec<u32>>(), binding in any::<Vec<u8>>()) {
             let key = CursorKey::new([7; 32]);
             let message = MessagePosition { seq };
             prop_assert_eq!(key.verify(&key.sign(&message, &binding), &binding), Some(message));
-            let session = SessionPosition { sorted_by: Timestamp::from_micros(us).unwrap(), session_id: uuid::Uuid::from_bytes(id).into() };
+            let session = SessionPosition { sorted_by: Timestamp::from_micros(us).unwrap(), session_id: Uuid::from_bytes(id).into() };
             prop_assert_eq!(key.verify(&key.sign(&session, &binding), &binding), Some(session));
             let created_at = Timestamp::from_micros(us).unwrap();
-            let hit = SearchPosition { as_of: created_at, by_vectors: seq % 2 == 0, score: seq as f64 / 7.0, created_at, message_id: uuid::Uuid::from_bytes(id).into() };
-            prop_assert_eq!(key.verify(&key.sign(&hit, &binding), &binding), Some(hit));
+            let hit = SearchAfter::Hit { score: seq as f64 / 7.0, created_at, message_id: Uuid::from_bytes(id).into() };
+            for after in [hit, SearchAfter::Shown(marks)] {
+                let position = SearchPosition { as_of: created_at, after };
+                prop_assert_eq!(key.verify(&key.sign(&position, &binding), &binding), Some(position));
+            }
         }
 
         #[test]

@@ -34,7 +34,8 @@ create table embedding_models (
 
 create index embedding_models_model on embedding_models (model);
 
--- Vectors up to 2,000 numbers stay in their row: a search compares all of a user's.
+-- Vectors up to 2,000 numbers stay in their row: a search compares all of a user's. Those that the
+-- source made go with its model; those that callers brought stay.
 create table message_embeddings (
     bucket smallint not null,
     session_id uuid not null,
@@ -46,6 +47,7 @@ create table message_embeddings (
     message_id uuid not null,
     created_at bigint not null,
     dimensions integer not null,
+    is_made boolean not null,
     embedding vector not null,
     primary key (bucket, session_id, seq, model_id, part)
 ) with (toast_tuple_target = 8160);
@@ -54,7 +56,7 @@ create table message_embeddings (
 -- look as good as the key to a planner that does not know the table yet.
 create index message_embeddings_user on message_embeddings (bucket, project_id, user_id, model_id)
     where dimensions > 0;
-create index message_embeddings_model on message_embeddings (project_id, model_id);
+create index message_embeddings_model on message_embeddings (project_id, model_id, is_made);
 
 -- Messages that wait for their vectors. A job on loan is due again when the loan ends; `version`
 -- and `attempts` tell whether an outcome is that of the last loan. `queued_at` is null for those that
@@ -75,6 +77,7 @@ create table embedding_jobs (
 );
 
 create index embedding_jobs_due on embedding_jobs (is_backfill, due_at) where parked_reason is null;
+create index embedding_jobs_waiting on embedding_jobs (project_id, queued_at) where parked_reason is null;
 create index embedding_jobs_parked on embedding_jobs (project_id, due_at) where parked_reason is not null;
 
 -- One row, once a source was set: the model that makes new vectors, and the one that is searched.
@@ -84,7 +87,7 @@ create table embedding_source (
     serving text collate "C" not null
 );
 
--- Models that were the source's and whose vectors are to be removed.
+-- Models that were the source's; what it made with them is to be removed.
 create table retired_embedding_models (
     model text collate "C" primary key
 );

@@ -19,7 +19,7 @@ use crate::PostgresStore;
 use crate::columns::{bucket_value, time_column_opt};
 use crate::embeddings::find_source;
 use crate::embeddings::jobs::{Queued, insert_job};
-use crate::embeddings::vectors::{insert_vectors, require_model};
+use crate::embeddings::vectors::{Origin, insert_vectors, require_model};
 use crate::messages::derived::MessageKey;
 use crate::messages::insert::insert_messages;
 use crate::messages::{message_columns, message_row, plus_tokens};
@@ -251,7 +251,7 @@ async fn insert_embeddings(
         let (Some(key), Some(first)) = (keys.get(message_id), vectors.first()) else { continue };
         let model_id = require_model(db, key.project_id, model, first).await?;
         let model_id = model_id.map_err(|fault| fault.at(format!("/embeddings/{n}")))?;
-        insert_vectors(db, *key, session.user_id.as_deref(), model_id, vectors).await?;
+        insert_vectors(db, *key, session.user_id.as_deref(), (model_id, Origin::Brought), vectors).await?;
     }
     Ok(())
 }

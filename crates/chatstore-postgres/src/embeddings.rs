@@ -25,6 +25,7 @@ use crate::pool::{Db, Failure};
 use crate::sessions::is_live;
 
 pub(crate) use source::find_source;
+use vectors::Origin;
 
 const LIST_EMBEDDINGS: &str = concat!(
     "select m.message_id, d.model, e.part, e.embedding::real[]
@@ -40,9 +41,10 @@ const LIST_EMBEDDINGS: &str = concat!(
         cross join lateral (select d.* from embedding_models d
             where d.project_id = s.project_id and d.model_id = e.model_id offset 0) d"
 );
-const COUNT_JOBS: &str = "select count(*) filter (where parked_reason is null),
-        count(*) filter (where parked_reason is not null), min(queued_at) filter (where parked_reason is null)
-    from embedding_jobs where project_id = $1";
+pub(crate) const COUNT_JOBS: &str = "select
+    (select count(*) from embedding_jobs where project_id = $1 and parked_reason is null),
+    (select count(*) from embedding_jobs where project_id = $1 and parked_reason is not null),
+    (select min(queued_at) from embedding_jobs where project_id = $1 and parked_reason is null)";
 const LIST_PARKED: &str = "select message_id, parked_reason from embedding_jobs
     where project_id = $1 and parked_reason is not null order by due_at desc limit 10";
 const LIST_MODELS: &str = "select d.model, d.dimensions, (
@@ -131,7 +133,8 @@ async fn set_embedding(db: &Db, scope: &Scope, message_id: MessageId, embedding:
     let model_id = vectors::require_model(db, scope.project_id, model, vector).await?;
     let model_id = model_id.map_err(|fault| fault.at("/embedding"))?;
     vectors::delete_vectors_of_model(db, key, model_id).await?;
-    vectors::insert_vectors(db, key, counters.user_id.as_deref(), model_id, std::slice::from_ref(vector)).await
+    let (user_id, of) = (counters.user_id.as_deref(), (model_id, Origin::Brought));
+    vectors::insert_vectors(db, key, user_id, of, std::slice::from_ref(vector)).await
 }
 
 async fn list_embeddings(db: &Db, scope: &Scope, message_ids: &[MessageId]) -> Result<Vec<Embedding>, Failure> {
@@ -150,7 +153,7 @@ async fn list_embeddings(db: &Db, scope: &Scope, message_ids: &[MessageId]) -> R
     }
     let mut embeddings: Vec<Embedding> = Vec::new();
     for message_id in message_ids {
-        let mut parts = parts.get(message_id).cloned().unwrap_or_default();
+        let mut parts = parts.remove(message_id).unwrap_or_default();
         parts.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         for (model, _, vector) in parts {
             match embeddings.last_mut().filter(|last| last.message_id == *message_id && last.model == model) {

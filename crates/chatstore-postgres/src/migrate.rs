@@ -22,7 +22,7 @@ pub use chatstore_core::migrations::MigrationStatus;
 /// A binary of schema 1 goes on after `search`: what it stores is found after the next reindex.
 pub(crate) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 },
-    Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 1 },
+    Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 2 },
 ];
 
 /// What the migrations create; another program's tables of these names are left alone.

@@ -25,6 +25,11 @@ use crate::sessions::is_live;
 use text::TextSearch;
 use vectors::VectorSearch;
 
+/// Most rows that are received though nobody wants them, before the connection is given up.
+const DRAINED_MAX: usize = 1_000;
+/// How much more is asked for when what was asked for held too few that fit.
+const GROWTH: usize = 16;
+
 const SELECT_FOUND: &str = concat!(
     "select ",
     message_columns!(),

@@ -61,6 +61,8 @@ pub const SETTINGS: &[Setting] = &[
     plain("Embeddings", "embeddings_model", "Model that makes embeddings"),
     secret("Embeddings", "embeddings_api_key", "Key for that API"),
     plain("Embeddings", "embeddings_dimensions", "Number of dimensions to ask for, of models that can shorten"),
+    plain("Embeddings", "embeddings_query_prefix", "What the model wants before a query"),
+    plain("Embeddings", "embeddings_document_prefix", "What the model wants before a text that is to be found"),
     plain("Embeddings", "embeddings_input_bytes_max", "Bytes of one text; longer ones are embedded in parts"),
     plain("Embeddings", "embeddings_batch_max", "Texts of one request for embeddings"),
     plain("Embeddings", "embeddings_concurrency", "Requests for embeddings at the same time"),
@@ -267,6 +269,8 @@ fn embeddings(values: &Values) -> Result<(Option<EmbedderSettings>, Option<u16>)
     let model = values.text("embeddings_model", value::embeddings_model)?;
     let api_key = values.text("embeddings_api_key", value::embeddings_api_key)?;
     let dimensions: Option<u16> = values.optional_integer("embeddings_dimensions", 1..=4_000)?;
+    let query_prefix = values.text("embeddings_query_prefix", value::embeddings_prefix)?.unwrap_or_default();
+    let document_prefix = values.text("embeddings_document_prefix", value::embeddings_prefix)?.unwrap_or_default();
     let input_bytes_max = values.integer("embeddings_input_bytes_max", 100..=1_000_000)?;
     let batch_max = values.integer("embeddings_batch_max", 1..=512)?;
     let concurrency = values.integer("embeddings_concurrency", 1..=64)?;
@@ -295,6 +299,8 @@ fn embeddings(values: &Values) -> Result<(Option<EmbedderSettings>, Option<u16>)
         timeout,
         concurrency,
         input_bytes_max,
+        query_prefix,
+        document_prefix,
     };
     Ok((Some(settings), expected_dimensions))
 }
@@ -679,6 +685,21 @@ mod tests {
         for (name, value) in [("EMBEDDINGS_DIMENSIONS", "0"), ("EMBEDDINGS_DIMENSIONS", "4001")] {
             assert!(message(with(&[url, model, (name, value)])).contains("from 1 to 4000"), "{value}");
         }
+    }
+
+    #[test]
+    fn a_blank_at_the_end_of_a_prefix_belongs_to_it() {
+        let dir = here();
+        let sources = bare(&dir).with_env("EMBEDDINGS_URL", "http://h").with_env("EMBEDDINGS_MODEL", "m");
+        let prefixes = |sources: &Sources| {
+            let source = Config::load(sources).unwrap().embeddings.unwrap();
+            (source.query_prefix, source.document_prefix)
+        };
+        assert_eq!(prefixes(&sources), (String::new(), String::new()));
+        let with = sources.with_env("EMBEDDINGS_QUERY_PREFIX", "query: ").with_env("EMBEDDINGS_DOCUMENT_PREFIX", "");
+        assert_eq!(prefixes(&with), ("query: ".to_owned(), String::new()));
+        let long = with.with_env("EMBEDDINGS_DOCUMENT_PREFIX", "x".repeat(501));
+        assert!(message(Config::load(&long)).contains("at most 500 bytes"));
     }
 
     #[test]

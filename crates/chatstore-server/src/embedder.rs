@@ -9,7 +9,8 @@ mod client;
 mod error;
 mod parts;
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chatstore_core::clock::{Ctx, Timestamp};
@@ -18,13 +19,14 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::config::{EmbeddingsUrl, Secret};
 
-use breaker::Breaker;
+use breaker::{Breaker, Pass};
 pub use breaker::{BreakerState, Pace};
 use client::{Call, Client};
 pub use error::EmbedderError;
 pub(crate) use parts::parts;
 
-/// How long a search waits for the vector of its query.
+/// How long a search waits for the vector of its query. The request goes on after it, so that a source that loads its
+/// model for it is ready for the next one.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// What every embedding model can embed: tells whether the source or a text is at fault.
 const PROBE: &str = "hello";
@@ -50,6 +52,10 @@ pub struct EmbedderSettings {
     pub concurrency: usize,
     /// Bytes of one text; a longer one is cut into parts.
     pub input_bytes_max: usize,
+    /// What the model wants before a query.
+    pub query_prefix: String,
+    /// What the model wants before a text that is to be found.
+    pub document_prefix: String,
 }
 
 /// How the source is doing.
@@ -75,6 +81,8 @@ pub struct Embedder {
     older_queries: Breaker,
     trying: Mutex<()>,
     queued: Notify,
+    cleared: Notify,
+    is_catching_up: AtomicBool,
 }
 
 impl Embedder {
@@ -107,6 +115,8 @@ impl Embedder {
             older_queries: breaker("queries of an older model", 3),
             trying: Mutex::default(),
             queued: Notify::new(),
+            cleared: Notify::new(),
+            is_catching_up: AtomicBool::new(false),
             settings,
             model,
             ctx,
@@ -125,39 +135,77 @@ impl Embedder {
         &self.settings
     }
 
-    /// The vector of a search's query under the model of this stored name: the source's own, or the one before it that
-    /// still serves. Answers or fails within two seconds.
+    /// The vector of a search's query under the model of this stored name. The caller makes sure that it is the
+    /// source's own, or the one before it that still serves: no client may choose what the source is asked. Answers or
+    /// fails within two seconds.
     ///
     /// # Errors
-    /// If the source cannot give it now.
-    pub async fn embed_query(&self, model: &str, text: &str) -> Result<Vector, EmbedderError> {
-        self.texts.check()?;
-        let is_own = model == self.model;
-        let breaker = if is_own { &self.queries } else { &self.older_queries };
-        breaker.check()?;
-        // A query is not longer than a part of a text: more of it would be ignored by the model.
-        let text = parts(text, self.settings.input_bytes_max).into_iter().next().unwrap_or(text);
-        let call = if is_own { self.call(QUERY_TIMEOUT) } else { older_call(model) };
-        let answer = self.client.embed(&call, &[text]).await;
-        let answer = if is_own { answer.and_then(|vectors| self.of_one_length(vectors)) } else { answer };
-        match answer {
-            Ok(mut vectors) => {
-                breaker.succeed();
-                vectors.pop().ok_or_else(EmbedderError::no_answer)
-            }
-            Err(error) => {
-                // A text that is refused says nothing of the source.
-                if !matches!(error, EmbedderError::Refused { .. }) {
-                    breaker.fail(&error, &self.ctx);
-                }
-                Err(error)
-            }
+    /// If the source cannot give it now; [`EmbedderError::retry_after`] tells when it might.
+    pub async fn embed_query(self: &Arc<Self>, model: &str, text: &str) -> Result<Vector, EmbedderError> {
+        self.texts.check_fault()?;
+        let breaker = self.breaker_of(model);
+        let pass = breaker.pass(QUERY_TIMEOUT)?;
+        let (embedder, model, text) = (self.clone(), model.to_owned(), text.to_owned());
+        let asking = tokio::spawn(async move { embedder.ask(&model, &text).await });
+        let answer = match tokio::time::timeout(QUERY_TIMEOUT, asking).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(EmbedderError::no_answer())),
+            Err(_) => Err(EmbedderError::too_slow(QUERY_TIMEOUT)),
+        };
+        match &answer {
+            // It was noted where it came.
+            Ok(_) => {}
+            // A text that is refused says nothing of the source.
+            Err(EmbedderError::Refused { .. }) => breaker.release(pass),
+            Err(error) => breaker.fail(error, pass, &self.ctx),
         }
+        answer
     }
 
-    /// How the source is doing.
+    /// Asks for the vector of a query. An answer for which nobody waits any more still tells that the source works.
+    async fn ask(&self, model: &str, text: &str) -> Result<Vector, EmbedderError> {
+        // A query is not longer than a part of a text: more of it would be ignored by the model.
+        let text = parts(text, self.settings.input_bytes_max).into_iter().next().unwrap_or(text);
+        let timeout = self.settings.timeout.max(QUERY_TIMEOUT);
+        let mut vectors = if model == self.model {
+            let text = format!("{}{text}", self.settings.query_prefix);
+            self.of_one_length(self.client.embed(&self.call(timeout), &[&text]).await?)?
+        } else {
+            self.client.embed(&older_call(model, timeout), &[text]).await?
+        };
+        self.breaker_of(model).succeed();
+        vectors.pop().ok_or_else(EmbedderError::no_answer)
+    }
+
+    fn breaker_of(&self, model: &str) -> &Breaker {
+        if model == self.model { &self.queries } else { &self.older_queries }
+    }
+
+    /// How the source is doing, by what rests longest: texts, queries, or queries of the model before.
     pub fn status(&self) -> EmbedderStatus {
-        self.texts.status(self.ctx.now())
+        let (texts, queries) = (&self.texts, &self.queries);
+        let worst = if queries.rest() > texts.rest() { queries } else { texts };
+        // Nobody may ever ask for the model before again: its pause alone counts.
+        let older = self.older_queries.rest().filter(|rest| !rest.is_zero());
+        let worst = if older > worst.rest() { &self.older_queries } else { worst };
+        worst.status(self.ctx.now())
+    }
+
+    /// Forgets all faults: searches and the worker ask the source again at once.
+    pub fn reset(&self) {
+        for breaker in [&self.texts, &self.queries, &self.older_queries] {
+            breaker.reset();
+        }
+        self.cleared.notify_waiters();
+        self.wake();
+    }
+
+    /// Whether messages that were there before the model may still wait for their vectors.
+    pub fn is_catching_up(&self) -> bool {
+        self.is_catching_up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_catching_up(&self, is_catching_up: bool) {
+        self.is_catching_up.store(is_catching_up, Ordering::Relaxed);
     }
 
     /// Tells the worker that a message waits.
@@ -172,7 +220,9 @@ impl Embedder {
 
     /// The vectors of texts, in their order; no breaker is asked.
     pub(crate) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vector>, EmbedderError> {
-        let vectors = self.client.embed(&self.call(self.settings.timeout), texts).await?;
+        let texts: Vec<String> = texts.iter().map(|text| format!("{}{text}", self.settings.document_prefix)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let vectors = self.client.embed(&self.call(self.settings.timeout), &texts).await?;
         self.of_one_length(vectors)
     }
 
@@ -193,8 +243,27 @@ impl Embedder {
             return;
         }
         match self.probe().await {
-            Ok(()) => self.texts.succeed(),
-            Err(error) => self.rest(&error),
+            // It may still fail with what it is sent: its faults are forgotten with the first texts that it embeds.
+            Ok(()) => self.texts.close(),
+            Err(error) => self.texts.fail(&error, Pass::Trial, &self.ctx),
+        }
+    }
+
+    /// Asks the source for the first time, so that what only the operator can mend is logged before a message waits.
+    pub(crate) async fn greet(&self) {
+        if let Err(error) = self.probe().await {
+            self.fail(&error);
+        }
+    }
+
+    /// Waits until the source may be asked for texts, or somebody says that it is mended.
+    pub(crate) async fn rested(&self) {
+        // Made before it is looked, so that nothing is missed in between.
+        let cleared = self.cleared.notified();
+        let rest = self.texts.rest().unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = cleared => {}
         }
     }
 
@@ -204,8 +273,8 @@ impl Embedder {
     }
 
     /// Notes a fault of the source; it is left alone for a while.
-    pub(crate) fn rest(&self, error: &EmbedderError) {
-        self.texts.fail(error, &self.ctx);
+    pub(crate) fn fail(&self, error: &EmbedderError) {
+        self.texts.fail(error, Pass::Ordinary, &self.ctx);
     }
 
     fn call(&self, timeout: Duration) -> Call<'_> {
@@ -221,14 +290,14 @@ impl Embedder {
 }
 
 /// How a stored name is asked for: `MODEL@512` is the model shortened to 512 numbers.
-fn older_call(stored: &str) -> Call<'_> {
+fn older_call(stored: &str, timeout: Duration) -> Call<'_> {
     let shortened = stored.rsplit_once('@').and_then(|(model, length)| {
         let is_length = length.bytes().all(|byte| byte.is_ascii_digit()) && !length.starts_with('0');
         Some((model, length.parse::<u16>().ok().filter(|_| is_length)?))
     });
     match shortened {
-        Some((model, length)) => Call { model, dimensions: Some(length), timeout: QUERY_TIMEOUT },
-        None => Call { model: stored, dimensions: None, timeout: QUERY_TIMEOUT },
+        Some((model, length)) => Call { model, dimensions: Some(length), timeout },
+        None => Call { model: stored, dimensions: None, timeout },
     }
 }
 
@@ -245,7 +314,7 @@ mod tests {
             ("a@b@256", "a@b", Some(256)),
             ("a@", "a@", None),
         ] {
-            let call = older_call(stored);
+            let call = older_call(stored, QUERY_TIMEOUT);
             assert_eq!((call.model, call.dimensions), (model, dimensions), "{stored}");
         }
     }

@@ -1,6 +1,7 @@
 //! Errors on the wire: RFC 9457 problems, each status and code from this one table.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -55,6 +56,8 @@ pub enum Code {
     StoreUnavailable,
     /// The embedding source cannot be asked.
     EmbeddingsUnavailable,
+    /// The embedding source and the stored vectors do not fit.
+    EmbeddingsMismatch,
     /// Not ready for requests.
     NotReady,
     /// The request took too long.
@@ -87,6 +90,7 @@ impl Code {
         Self::Overloaded,
         Self::StoreUnavailable,
         Self::EmbeddingsUnavailable,
+        Self::EmbeddingsMismatch,
         Self::NotReady,
         Self::RequestTimeout,
         Self::StorageFull,
@@ -122,6 +126,9 @@ impl Code {
             Self::StoreUnavailable => (S::SERVICE_UNAVAILABLE, "store_unavailable", "The store cannot be used"),
             Self::EmbeddingsUnavailable => {
                 (S::SERVICE_UNAVAILABLE, "embeddings_unavailable", "The embedding source cannot be asked")
+            }
+            Self::EmbeddingsMismatch => {
+                (S::CONFLICT, "embeddings_mismatch", "The embedding source does not fit the stored vectors")
             }
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready"),
             Self::RequestTimeout => (S::SERVICE_UNAVAILABLE, "request_timeout", "The request took too long"),
@@ -205,6 +212,8 @@ pub struct ApiError {
     pub code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
+    /// When to try again, if more is known than that it may be soon.
+    retry_after: Option<Duration>,
     /// For the log, never for the client.
     pub(crate) reason: Option<String>,
 }
@@ -212,7 +221,13 @@ pub struct ApiError {
 impl ApiError {
     /// An error of this kind; `detail` is a sentence for people.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), reason: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, reason: None }
+    }
+
+    /// The same, to be tried again after this time.
+    #[must_use]
+    pub fn retry_after(self, pause: Duration) -> Self {
+        Self { retry_after: Some(pause), ..self }
     }
 
     /// A defect of ours: the client learns nothing of it, the log has `reason` under the request's id.
@@ -306,7 +321,9 @@ impl ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"chatstore\""));
         }
         if self.code.is_transient() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let pause = self.retry_after.unwrap_or_default();
+            let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if self.code == Code::BodyTimeout {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -335,6 +352,19 @@ mod tests {
         let names: HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(names.len(), Code::ALL.len());
         assert!(Code::ALL.iter().all(|code| code.status().is_client_error() || code.status().is_server_error()));
+    }
+
+    #[test]
+    fn a_pause_is_told_in_whole_seconds() {
+        for (pause, seconds) in
+            [(None, "1"), (Some(0), "1"), (Some(900), "1"), (Some(2_001), "3"), (Some(60_000), "60")]
+        {
+            let error = ApiError::new(Code::EmbeddingsUnavailable, "Wait.");
+            let error = pause.map_or(error.clone(), |pause| error.retry_after(Duration::from_millis(pause)));
+            assert_eq!(error.render("id").headers()[header::RETRY_AFTER], seconds, "{pause:?}");
+        }
+        let for_ever = ApiError::new(Code::EmbeddingsMismatch, "No.").render("id");
+        assert_eq!((for_ever.status(), for_ever.headers().get(header::RETRY_AFTER)), (StatusCode::CONFLICT, None));
     }
 
     #[test]

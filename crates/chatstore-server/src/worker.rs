@@ -61,12 +61,14 @@ pub fn start(app: App, pace: WorkerPace) -> JoinHandle<()> {
 
 async fn embeddings(app: App, embedder: Arc<Embedder>, pace: WorkerPace) {
     announce(&app, &embedder, pace).await;
+    embedder.set_catching_up(true);
+    let greeting = until_stopped(&app, embedder.greet());
     let anew = watched(app.clone(), "vectors", move |app| rebuild(app, Derived::Embeddings, pace));
-    let lanes = (0..embedder.settings().concurrency).map(|_| {
+    let lanes = (0..embedder.settings().concurrency).map(|number| {
         let embedder = embedder.clone();
-        watched(app.clone(), "embeddings", move |app| lane(app, embedder.clone(), pace))
+        watched(app.clone(), "embeddings", move |app| lane(app, embedder.clone(), number == 0, pace))
     });
-    tokio::join!(anew, join_all(lanes));
+    tokio::join!(greeting, anew, join_all(lanes));
 }
 
 /// Runs a part of the worker, again if it panics: what it held is due again when the lease is over.
@@ -93,14 +95,14 @@ async fn announce(app: &App, embedder: &Embedder, pace: WorkerPace) {
     }
 }
 
-/// Borrows, asks and stores, one batch after the other.
-async fn lane(app: App, embedder: Arc<Embedder>, pace: WorkerPace) {
+/// Borrows, asks and stores, one batch after the other. One of the lanes is the first.
+async fn lane(app: App, embedder: Arc<Embedder>, is_first: bool, pace: WorkerPace) {
     let mut idle = pace.idle_first;
     while !app.shutdown.is_cancelled() {
         if !is_ready(&app, &embedder).await {
             continue;
         }
-        match borrow(&app, &embedder, pace).await {
+        match borrow(&app, &embedder, is_first, pace).await {
             Ok(Some(claim)) => {
                 idle = pace.idle_first;
                 claim.work().await;
@@ -119,24 +121,25 @@ async fn lane(app: App, embedder: Arc<Embedder>, pace: WorkerPace) {
 
 /// Whether the source may be asked; waits a while if not.
 async fn is_ready(app: &App, embedder: &Embedder) -> bool {
-    let breaker = embedder.breaker();
-    match breaker.state() {
+    match embedder.breaker().state() {
         BreakerState::Closed => true,
         BreakerState::Open => {
-            pause(app, breaker.remaining()).await;
+            until_stopped(app, embedder.rested()).await;
             false
         }
         BreakerState::HalfOpen => {
-            tokio::select! {
-                () = embedder.try_again() => {}
-                () = app.shutdown.cancelled() => {}
-            }
+            until_stopped(app, embedder.try_again()).await;
             false
         }
     }
 }
 
-async fn borrow(app: &App, embedder: &Arc<Embedder>, pace: WorkerPace) -> Result<Option<Claim>, StoreError> {
+async fn borrow(
+    app: &App,
+    embedder: &Arc<Embedder>,
+    is_first: bool,
+    pace: WorkerPace,
+) -> Result<Option<Claim>, StoreError> {
     // During an update, a process with the former settings must not answer what is asked of the new model.
     let source = app.store.get_embedding_source().await?;
     if source.is_none_or(|source| source.model != embedder.model()) {
@@ -146,7 +149,14 @@ async fn borrow(app: &App, embedder: &Arc<Embedder>, pace: WorkerPace) -> Result
     let limit = embedder.settings().batch_max;
     let now = app.ctx.now();
     let jobs = app.store.claim_embedding_jobs(now, claim::after(now, lease), limit).await?;
-    if jobs.len() == limit {
+    if jobs.is_empty() {
+        embedder.set_catching_up(false);
+    }
+    let is_full = jobs.len() == limit;
+    let (jobs, others) = claim::choose(jobs, is_first);
+    let is_shared = is_first && !others.is_empty();
+    claim::give_back(app, others).await;
+    if is_full || is_shared {
         // There may be more: another lane should look.
         embedder.wake();
     }
@@ -162,8 +172,13 @@ async fn fault(app: &App, error: &StoreError, pace: WorkerPace) {
 }
 
 async fn pause(app: &App, length: Duration) {
+    until_stopped(app, tokio::time::sleep(length)).await;
+}
+
+/// Does something, unless the application stops before its end.
+async fn until_stopped(app: &App, work: impl Future<Output = ()>) {
     tokio::select! {
-        () = tokio::time::sleep(length) => {}
+        () = work => {}
         () = app.shutdown.cancelled() => {}
     }
 }

@@ -10,9 +10,10 @@ create table pending_texts (
 ) strict;
 
 -- Which message a row of message_terms stands for: its rowid is text_no. It rises with what is
--- indexed, which message_no does not, and FTS5 writes rising rowids in one piece.
+-- indexed, which message_no does not, and FTS5 writes rising rowids in one piece. It is never given
+-- twice: what stood there may still have words in the index.
 create table message_texts (
-    text_no integer primary key,
+    text_no integer primary key autoincrement,
     message_no integer not null unique,
     created_at integer not null
 ) strict;
@@ -26,8 +27,19 @@ create virtual table message_terms using fts5 (
     columnsize = 0,
     tokenize = "ascii tokenchars '!""#$%&''()*+,-./:;<=>?@[\]^_`{|}~'"
 );
--- Words that are deleted leave the index at once, not some day with a merge.
+-- Words that are deleted leave the index then and there, not some day with a merge.
 insert into message_terms (message_terms, rank) values ('secure-delete', 1);
+
+-- Every word of message_terms with the rows that have it: a walk over it can be stopped at any row.
+create virtual table message_words using fts5vocab (message_terms, instance);
+
+-- Lexemes of texts that are gone: nobody finds them any more, and they leave message_terms a few at a
+-- time, for each is sought there. Long texts have several rows, one after the other.
+create table deleted_terms (
+    deleted_no integer primary key,
+    text_no integer not null,
+    lexemes text not null
+) strict;
 
 -- One row: what made message_terms.
 create table text_index (
@@ -62,18 +74,22 @@ create table embedding_owners (
 
 create unique index embedding_owners_user on embedding_owners (project_id, user_id);
 
--- A vector: 32-bit floats, little-endian. Long texts have several parts, from 0.
+-- A vector: 32-bit floats, little-endian. Long texts have several parts, from 0. The embedding source
+-- made it, or somebody brought it: then it goes only with its message. No number is given twice, so that
+-- a copy in memory can tell which are gone.
 create table message_embeddings (
-    embedding_no integer primary key,
+    embedding_no integer primary key autoincrement,
     owner_no integer not null,
     model_no integer not null,
     message_no integer not null,
     part integer not null,
+    is_made integer not null,
     vector blob not null
 ) strict;
 
 create unique index message_embeddings_message on message_embeddings (message_no, model_no, part);
 create index message_embeddings_owner on message_embeddings (model_no, owner_no);
+create index message_embeddings_made on message_embeddings (model_no) where is_made = 1;
 
 -- Messages that wait for vectors. One that is lent is due again when its lease ends. queued_at is
 -- null for those that a reindex or an import queued.
@@ -99,7 +115,7 @@ create table embedding_source (
     serving text not null
 ) strict;
 
--- Models that were the source's and whose vectors are to be removed.
+-- Models that were the source's and whose vectors, if it made them, are to be removed.
 create table retired_embedding_models (
     model text primary key
 ) strict, without rowid;

@@ -1,14 +1,13 @@
 //! What is derived from a message and hangs on it: its words in the index, its vectors and its
 //! place in the queue for them. Written in the transaction that changes the message.
 
-use chatstore_core::clock::Timestamp;
 use chatstore_core::embeddings::Vector;
 use chatstore_core::messages::Message;
 use rusqlite::Connection;
 
 use crate::embeddings::jobs::{Job, delete_jobs, insert_job};
 use crate::embeddings::source::source_model;
-use crate::embeddings::vectors::{delete_vectors, replace_vectors};
+use crate::embeddings::vectors::{Origin, delete_vectors, replace_vectors};
 use crate::search::index::{Home, delete_texts, insert_text, replace_text};
 use crate::writer::{Failure, WriteConnection};
 
@@ -31,7 +30,7 @@ pub(crate) fn insert_derived(
 ) -> Result<(), Failure> {
     insert_text(connection, message_no, message.created_at.as_micros(), brought.lexemes)?;
     for (model, vectors) in &brought.vectors {
-        replace_vectors(connection, message.project_id, message_no, model, vectors)?;
+        replace_vectors(connection, message.project_id, message_no, model, vectors, Origin::Brought)?;
     }
     match brought.job {
         Some(job) if !has_vector_of_source(connection, &brought.vectors)? => {
@@ -49,22 +48,22 @@ fn has_vector_of_source(connection: &Connection, vectors: &[(&str, &[Vector])]) 
     Ok(vectors.iter().any(|(model, _)| Some(*model) == source.as_deref()))
 }
 
-/// Derives everything anew after a message's text has changed from `content`.
+/// Derives everything anew after a message's text has changed from `content`; `lexemes` are its new
+/// ones.
 pub(crate) fn renew_derived(
     connection: &WriteConnection,
     message_no: i64,
     content: &str,
     message: &Message,
-    embed: bool,
-    now: Timestamp,
+    lexemes: &str,
+    job: Option<Job>,
 ) -> Result<(), Failure> {
-    let home = Home::of(message);
-    let (old, new) = (home.lexemes(content), home.lexemes(&message.content));
-    replace_text(connection, message_no, message.created_at.as_micros(), old, &new)?;
+    let old = || Home::of(message).lexemes(content);
+    replace_text(connection, message_no, message.created_at.as_micros(), old, lexemes)?;
     delete_vectors(connection, message_no - 1, message_no)?;
     delete_jobs(connection, message_no - 1, message_no)?;
-    if embed {
-        insert_job(connection, message_no, message, Job::new(now))?;
+    if let Some(job) = job {
+        insert_job(connection, message_no, message, job)?;
     }
     Ok(())
 }

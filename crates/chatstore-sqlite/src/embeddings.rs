@@ -19,6 +19,7 @@ use crate::columns::{count_column, time_column_opt};
 use crate::messages::{find_message, row_number};
 use crate::reader::Reader;
 use crate::writer::{Failure, Kind};
+use vectors::Origin;
 
 const LIST_EMBEDDINGS: &str = "select k.model, e.vector from messages m
     join sessions s on s.session_no = m.message_no >> 32
@@ -60,7 +61,8 @@ impl EmbeddingStore for SqliteStore {
                 let message_no = row_number(connection, message_id)?;
                 let NewEmbedding { model, vector } = &embedding;
                 let vectors = std::slice::from_ref(vector);
-                vectors::replace_vectors(connection, scope.project_id, message_no, model, vectors)?;
+                let project_id = scope.project_id;
+                vectors::replace_vectors(connection, project_id, message_no, model, vectors, Origin::Brought)?;
                 if source::source_model(connection)?.as_ref() == Some(model) {
                     jobs::delete_job(connection, message_no)?;
                 }

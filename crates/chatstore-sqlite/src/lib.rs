@@ -53,8 +53,9 @@ pub struct SqliteOptions {
     pub batch_max: usize,
     /// Reads that may run at once on threads of their own, beside the quick ones.
     pub readers: usize,
-    /// Whether this process holds the [`LockFile`]: it then erases what was deleted, and copies
-    /// and empties the write-ahead log. Any other leaves that to the holder.
+    /// Whether this process holds the [`LockFile`]: it then erases what was deleted, empties an
+    /// index of words that an older version made, and copies and empties the write-ahead log. Any
+    /// other leaves that to the holder.
     pub exclusive: bool,
     /// Bytes of vectors that are kept in memory for searches.
     pub vector_cache_bytes: usize,
@@ -91,7 +92,9 @@ impl SqliteStore {
     pub fn open(options: &SqliteOptions) -> Result<Self, OpenError> {
         let mut connection = connection::open_writer(&options.path, options.synchronous)?;
         migrate::require_current(&connection, &options.path)?;
-        search::index::require_analyser(&mut connection).map_err(error::open_error_at(&options.path))?;
+        if options.exclusive {
+            search::index::require_analyser(&mut connection).map_err(error::open_error_at(&options.path))?;
+        }
         let readers = Readers::open(&options.path, options.readers)?;
         let shared = Arc::new(writer::Shared::default());
         let io = |error| file_error(&options.path, &error);

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::SqliteStore;
 use crate::columns::{id_column, json_column, json_column_opt, time_column, time_column_opt};
 use crate::derived::{delete_derived, renew_derived};
+use crate::embeddings::jobs::Job;
 use crate::search::index::{Home, analysed};
 use crate::sessions::note_hour;
 use crate::writer::{Failure, Kind};
@@ -162,7 +163,13 @@ impl MessageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Message, StoreError> {
         let scope = scope.clone();
-        let bytes = patch.bytes();
+        let home = Home { project_id: scope.project_id, bucket: message_id.bucket() };
+        let content: fn(&MessagePatch) -> &str = |patch| patch.content.as_deref().unwrap_or_default();
+        let (mut patches, mut lexemes) = analysed(home, vec![patch], content).await?;
+        let (Some(patch), Some(mut lexemes)) = (patches.pop(), lexemes.pop()) else {
+            return Err(StoreError::internal("an analysis lost what it was given"));
+        };
+        let bytes = patch.bytes() + lexemes.len();
         self.writer
             .write(Kind::Plain, bytes, move |connection| {
                 let mut message = find_message(connection, &scope, message_id)?;
@@ -185,7 +192,11 @@ impl MessageStore for SqliteStore {
                     ])?;
                     touch_session(connection, row >> 32, 0, before, message.token_count, now)?;
                     if message.content != content {
-                        renew_derived(connection, row, &content, &message, embed, now)?;
+                        if Home::of(&message).bucket != home.bucket {
+                            lexemes = Home::of(&message).lexemes(&message.content);
+                        }
+                        let job = embed.then(|| Job::new(now));
+                        renew_derived(connection, row, &content, &message, &lexemes, job)?;
                     }
                 }
                 Ok(message)

@@ -173,6 +173,14 @@ impl Reader {
         }
     }
 
+    /// Ends a read here that may be long, before it has begun: it is run again on a thread.
+    pub(crate) fn require_thread(&self) -> Result<(), Failure> {
+        match self.budget.deadline_ms.load(Ordering::Relaxed) {
+            0 => Err(interrupted().into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs `read` on one snapshot of the file.
     pub(crate) fn snapshot<T>(&self, read: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         self.prepare("begin")?.execute(())?;
@@ -183,7 +191,7 @@ impl Reader {
         result
     }
 
-    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+    pub(crate) fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
         self.connection.prepare_cached(sql)
     }
 }
@@ -301,5 +309,24 @@ fn answer(failure: Failure) -> StoreError {
     match failure {
         Failure::Answer(error) => error,
         Failure::Sqlite(error) => store_error(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatstore_core::clock::Ctx;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_may_be_long_runs_on_a_thread_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chatstore.db");
+        crate::migrate(&path, &Ctx::system()).unwrap();
+        let readers = Arc::new(Readers::open(&path, 1).unwrap());
+        let thread = || std::thread::current().id();
+        assert_eq!(readers.read(move |_| Ok(thread())).await, Ok(thread()));
+        let long = move |reader: &Reader| reader.require_thread().map(|()| thread());
+        assert_ne!(readers.read(long).await, Ok(thread()));
     }
 }

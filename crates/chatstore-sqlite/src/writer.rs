@@ -199,7 +199,7 @@ struct Worker {
     shared: Arc<Shared>,
     batch_max: usize,
     batches: u64,
-    /// From when on deleted sessions may be erased; `None` while none waits.
+    /// From when on what was deleted may be erased; `None` while nothing waits.
     erases_from: Option<Instant>,
     checkpointer: Option<Checkpointer>,
     /// Pages of the log when the checkpointer was last asked.
@@ -289,7 +289,7 @@ impl Worker {
         self.shared.commits.fetch_add(u64::from(kept().next().is_some()), Ordering::Relaxed);
         self.shared.appends.fetch_add(appends as u64, Ordering::Relaxed);
         // Noted here and not by the caller, who may have gone away.
-        if kept().any(|kind| kind == Kind::Delete) {
+        if kept().any(|kind| kind == Kind::Delete) || self.erases_from.is_none() && self.connection.deleted() > 0 {
             self.erases_from = Some(Instant::now());
         }
     }
@@ -313,7 +313,6 @@ impl Worker {
     /// Runs one job in its savepoint. An error means that the whole transaction is lost.
     fn run_job(&self, job: &mut dyn Job) -> Result<(), StoreError> {
         self.execute(SAVEPOINT).map_err(|error| self.shared.judge(error))?;
-        let deleted = self.connection.deleted();
         let error = match job.run(&self.connection) {
             Ok(()) => return self.execute(RELEASE).map_err(|error| self.shared.judge(error)),
             Err(error) => error,
@@ -323,7 +322,6 @@ impl Worker {
         {
             return Err(self.shared.judge(error));
         }
-        self.connection.forget_deleted(deleted);
         self.execute(ROLLBACK_TO).and_then(|()| self.execute(RELEASE)).map_err(|error| self.shared.judge(error))
     }
 
@@ -333,9 +331,12 @@ impl Worker {
     }
 
     fn roll_back(&self) {
-        self.connection.forget_deleted(0);
         if !self.connection.is_autocommit() {
             let _ = self.connection.execute_batch("rollback");
+        }
+        // What was noted as written is not.
+        if let Err(error) = self.connection.count_waiting() {
+            tracing::warn!(%error, "what waits to be indexed could not be counted");
         }
     }
 
@@ -343,11 +344,11 @@ impl Worker {
         self.connection.prepare_cached(sql)?.execute(()).map(drop)
     }
 
-    /// Blanks some messages of deleted sessions, in a transaction of its own.
+    /// Takes some words of what was deleted out of the index, or blanks some messages of deleted
+    /// sessions, in a transaction of its own.
     fn erase(&mut self) {
         let erased = self.execute(BEGIN).and_then(|()| {
-            let more = erase_some(&self.connection)?;
-            self.connection.write_terms()?;
+            let more = self.connection.take_deleted()? || erase_some(&self.connection)?;
             self.execute(COMMIT)?;
             Ok(more)
         });

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore as _, ArchivedSession};
 use chatstore_core::clock::{Ctx, Timestamp};
-use chatstore_core::embeddings::{EmbeddingStore as _, Metric, NewEmbedding, Vector, VectorQuery};
+use chatstore_core::conformance::join_all;
+use chatstore_core::embeddings::{EmbeddingStore as _, JobOutcome, Metric, NewEmbedding, Vector, VectorQuery};
 use chatstore_core::ids::{Bucket, MessageId, ProjectId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStore as _, NewMessage};
@@ -337,26 +338,56 @@ fn traces(path: &Path, word: &str) -> usize {
     files.map(|bytes| bytes.windows(word.len()).filter(|window| *window == word.as_bytes()).count()).sum()
 }
 
+impl World {
+    /// How often lexemes that begin with `word` stand in the index, in whatever project and bucket.
+    fn indexed(&self, word: &str) -> i64 {
+        let count = "select count(*) from message_words where substr(term, 5, length(?1)) = ?1";
+        self.outsider().query_row(count, [word], |row| row.get(0)).unwrap()
+    }
+
+    /// Parts of texts whose words are still to leave the index, and the bytes of the longest.
+    fn leaving(&self) -> (i64, i64) {
+        let count = "select count(*), coalesce(max(octet_length(lexemes)), 0) from deleted_terms";
+        self.outsider().query_row(count, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    }
+
+    async fn wait_until_words_have_left(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.leaving().0 > 0 {
+            assert!(Instant::now() < deadline, "words stay in the index");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Enough that everything stands in the index and does not wait for it.
+    async fn fill(&self, session: &Session) {
+        let filler = (0..300).map(|n| self.message(session, &format!("filler number{n}")));
+        self.append(session, filler.collect()).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn deleted_words_leave_the_file() {
+async fn deleted_words_leave_the_index_and_a_vacuumed_file() {
     let mut world = World::new(1);
     let (kept, doomed) = (world.session("alice").await, world.session("alice").await);
-    // Enough that they stand in the index and do not wait for it.
-    let filler = |n: usize| (0..n).map(|n| world.message(&kept, &format!("filler number{n}"))).collect::<Vec<_>>();
     let canaries = ["zdeletedcanary", "yeditedcanary", "xdoomedcanary", "wkeptcanary"];
     let mut stored = Vec::new();
     for (canary, session) in canaries.into_iter().zip([&kept, &kept, &doomed, &kept]) {
         stored.extend(world.append(session, vec![world.message(session, canary)]).await);
     }
-    world.append(&kept, filler(600)).await;
+    world.fill(&kept).await;
+    assert_eq!(canaries.map(|canary| world.indexed(canary)), [1; 4]);
     let waiting = world.append(&kept, vec![world.message(&kept, "vwaitingcanary")]).await;
     world.delete(waiting[0].message_id).await;
     world.delete(stored[0].message_id).await;
     world.edit(&stored[1], "harmless").await;
     world.delete_session(&doomed).await;
+    world.wait_until_words_have_left().await;
+    assert_eq!(canaries.map(|canary| world.indexed(canary)), [0, 0, 0, 1]);
     assert_eq!((world.found("wkeptcanary").await, world.found("harmless").await), (1, 1));
     world.store.close().await;
     world.check_index();
+    // Pages that are free or were moved keep what they held until then.
     world.outsider().execute_batch("vacuum; pragma wal_checkpoint(truncate)").unwrap();
     let left: Vec<usize> = canaries.iter().map(|canary| traces(&world.path, canary)).collect();
     // In the message and in the index.
@@ -364,6 +395,62 @@ async fn deleted_words_leave_the_file() {
     assert!(left[3] >= 2, "{left:?}");
     world.store = SqliteStore::open(&options(&world.path)).unwrap();
     assert_eq!((world.found("wkeptcanary").await, world.found("zdeletedcanary").await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn words_of_a_long_text_leave_the_index_in_parts() {
+    let mut world = World::new(1);
+    let session = world.session("alice").await;
+    let long = (0..3_000).map(|n| format!("word{n}")).collect::<Vec<_>>().join(" ");
+    let doomed = world.append(&session, vec![world.message(&session, &long)]).await.remove(0);
+    let kept = world.append(&session, vec![world.message(&session, "word1 word2 word2999")]).await.remove(0);
+    world.fill(&session).await;
+    assert_eq!((world.indexed("word2"), world.found("\"word 2999\"").await), (1_113, 2));
+    // A process that erases nothing: what is deleted is gone for searches at once all the same.
+    world.store.close().await;
+    world.store = world.neighbour();
+    world.delete(doomed.message_id).await;
+    let (parts, longest) = world.leaving();
+    assert!(parts > 20 && longest <= 2_048, "{parts} parts of {longest} bytes");
+    assert_eq!((world.found("\"word 2999\"").await, world.found("word5").await), (1, 0));
+    // Nothing that comes meanwhile takes its place.
+    let new = world.append(&session, vec![world.message(&session, "word5 meanwhile")]).await.remove(0);
+    world.fill(&session).await;
+    world.store.close().await;
+    world.store = SqliteStore::open(&options(&world.path)).unwrap();
+    let began = world.append(&session, vec![world.message(&session, "during")]).await;
+    assert_eq!(began.len(), 1);
+    world.wait_until_words_have_left().await;
+    world.check_index();
+    assert_eq!((world.indexed("word5"), world.indexed("word2999"), world.indexed("word3")), (1, 1, 0));
+    assert_eq!((world.found("meanwhile").await, world.found("word2").await), (1, 1));
+    for message in [kept, new] {
+        world.delete(message.message_id).await;
+    }
+    world.wait_until_words_have_left().await;
+    world.check_index();
+    assert_eq!(world.indexed("word"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_do_not_wait_for_the_words_of_many_deleted_messages() {
+    let world = World::new(1);
+    let session = world.session("alice").await;
+    let text = |n: usize| (0..40).map(|word| format!("doomed{} ", n * 31 + word)).collect::<String>();
+    let doomed = world.append(&session, (0..250).map(|n| world.message(&session, &text(n))).collect()).await;
+    world.fill(&session).await;
+    let deletes = join_all(doomed.iter().map(|message| world.delete(message.message_id)));
+    let append = async {
+        tokio::task::yield_now().await;
+        world.append(&session, vec![world.message(&session, "between")]).await
+    };
+    tokio::join!(deletes, append);
+    // Taken out one after the other they would have kept the append waiting for all.
+    assert!(world.leaving().0 > 10, "{:?}", world.leaving());
+    assert_eq!((world.found("doomed5").await, world.found("between").await), (0, 1));
+    world.wait_until_words_have_left().await;
+    world.check_index();
+    assert_eq!((world.indexed("doomed"), world.found("filler").await), (0, 300));
 }
 
 /// A file as a binary of the first schema left it.
@@ -459,6 +546,14 @@ async fn an_index_of_another_analyser_is_made_anew() {
     world.reindex(Derived::Text).await;
     assert_eq!(world.found("number7").await, 4);
     world.check_index();
+    // One of a newer version is left as it is, and a process beside the server touches none.
+    for (version, exclusive) in [(1_000, true), (-1, false)] {
+        world.store.close().await;
+        world.outsider().execute("update text_index set analyser_version = ?1", [version]).unwrap();
+        world.store = SqliteStore::open(&SqliteOptions { exclusive, ..options(&world.path) }).unwrap();
+        assert!(!world.store.is_reindexing(Derived::Text).await.unwrap());
+        assert_eq!(world.found("number7").await, 4);
+    }
 }
 
 fn vector(numbers: &[f32]) -> Vector {
@@ -578,9 +673,12 @@ async fn vectors_of_a_model_that_is_no_longer_used_are_removed_from_memory_too()
     let scope = Scope::user(ProjectId::DEFAULT, "alice");
     let now = world.ctx.now();
     world.store.set_embedding_source("m").await.unwrap();
-    let new =
-        (0..1_200).map(|_| NewMessage { embedding: Some(embedding(&[1.0, 0.0])), ..world.message(&session, "x") });
-    let stored = world.append(&session, new.collect::<Vec<_>>().split_off(300)).await;
+    let new = (0..900).map(|_| NewMessage { embed: true, ..world.message(&session, "x") }).collect();
+    let stored = world.append(&session, new).await;
+    let jobs = world.store.claim_embedding_jobs(world.ctx.now(), world.ctx.now(), 1_000).await.unwrap();
+    let made = |_| JobOutcome::Embedded { model: "m".to_owned(), vectors: vec![vector(&[1.0, 0.0])] };
+    let done = jobs.iter().map(|job| (job.clone(), made(job))).collect();
+    world.store.complete_embedding_jobs(done, now).await.unwrap();
     let query = VectorQuery { model: "m".to_owned(), vector: vector(&[1.0, 0.0]), metric: Metric::L2 };
     let count = async || {
         let filter = SearchFilter::default();
@@ -603,4 +701,53 @@ async fn vectors_of_a_model_that_is_no_longer_used_are_removed_from_memory_too()
     // The name is free for vectors of another length.
     let again = NewEmbedding { model: "m".to_owned(), vector: vector(&[1.0, 2.0, 3.0]) };
     world.store.set_embedding(&world.project, stored[0].message_id, again, now).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_source_leaves_what_somebody_brought() {
+    let world = World::new(5);
+    let session = world.session("alice").await;
+    let (now, later) = (world.ctx.now(), world.ctx.now().plus_micros(60_000_000));
+    world.store.set_embedding_source("m").await.unwrap();
+    world.reindex(Derived::Embeddings).await;
+    let new = vec![
+        NewMessage { embedding: Some(embedding(&[1.0, 0.0])), ..world.message(&session, "brought") },
+        NewMessage { embed: true, ..world.message(&session, "made") },
+        NewMessage { embed: true, ..world.message(&session, "late") },
+        world.message(&session, "stored by a server without a source"),
+    ];
+    let stored = world.append(&session, new).await;
+    let jobs = world.store.claim_embedding_jobs(now.plus_micros(10_000_000), later, 9).await.unwrap();
+    assert_eq!(jobs.len(), 2);
+    let done = JobOutcome::Embedded { model: "m".to_owned(), vectors: vec![vector(&[0.0, 1.0])] };
+    world.store.complete_embedding_jobs(vec![(jobs[0].clone(), done.clone())], now).await.unwrap();
+    // A server that starts with the same source looks for what nobody queued.
+    world.store.set_embedding_source("m").await.unwrap();
+    world.reindex(Derived::Embeddings).await;
+    assert_eq!(world.store.get_embedding_backlog(&world.project).await.unwrap().pending, 2);
+    world.store.set_embedding_source("n").await.unwrap();
+    // What was made with the model before comes too late.
+    world.store.complete_embedding_jobs(vec![(jobs[1].clone(), done)], now).await.unwrap();
+    let models = async || {
+        let ids: Vec<MessageId> = stored.iter().map(|message| message.message_id).collect();
+        let embeddings = world.store.list_embeddings(&world.project, &ids).await.unwrap();
+        embeddings.into_iter().map(|embedding| (embedding.message_id, embedding.model)).collect::<Vec<_>>()
+    };
+    let (brought, of_m) = (stored[0].message_id, || "m".to_owned());
+    assert_eq!(models().await, [(brought, of_m()), (stored[1].message_id, of_m())]);
+    world.reindex(Derived::Embeddings).await;
+    loop {
+        let jobs = world.store.claim_embedding_jobs(later.plus_micros(1), later, 9).await.unwrap();
+        if jobs.is_empty() {
+            break;
+        }
+        let made = || JobOutcome::Embedded { model: "n".to_owned(), vectors: vec![vector(&[1.0])] };
+        let done = jobs.into_iter().map(|job| (job, made())).collect();
+        world.store.complete_embedding_jobs(done, now).await.unwrap();
+    }
+    while world.store.settle_embedding_source().await.unwrap() {}
+    let expected: Vec<_> = stored.iter().map(|message| (message.message_id, "n".to_owned())).collect();
+    assert_eq!(models().await, [&[(brought, of_m())], &expected[..]].concat());
+    let wrong = NewEmbedding { model: of_m(), vector: vector(&[1.0]) };
+    assert!(world.store.set_embedding(&world.project, brought, wrong, now).await.is_err());
 }

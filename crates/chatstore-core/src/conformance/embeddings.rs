@@ -34,6 +34,15 @@ impl TestStore {
         self.store.complete_embedding_jobs(vec![(job.clone(), outcome)], self.ctx.now()).await.unwrap();
     }
 
+    /// Does what a worker does until nothing waits, with the same vector for all.
+    async fn embed_all(&self, model: &str, numbers: &[f32]) {
+        while self.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+        for job in self.claim(self.ctx.now(), 99).await {
+            self.complete(&job, done(model, &[numbers])).await;
+        }
+        while self.store.settle_embedding_source().await.unwrap() {}
+    }
+
     async fn embeddings(&self, scope: &Scope, message: &Message) -> Vec<Embedding> {
         self.store.list_embeddings(scope, &[message.message_id]).await.unwrap()
     }
@@ -309,6 +318,8 @@ pub async fn a_brought_vector_of_the_source_ends_the_wait(t: TestStore) {
     let foreign = NewEmbedding { model: "another".to_owned(), vector: vector(&[1.0]) };
     t.store.set_embedding(&t.project, other.message_id, foreign, t.ctx.now()).await.unwrap();
     t.store.set_embedding(&t.project, message.message_id, embedding(&[1.0, 0.0]), t.ctx.now()).await.unwrap();
+    let new = NewMessage { embed: true, embedding: Some(embedding(&[1.0, 0.0])), ..t.new_message(&session, "three") };
+    t.append(&session, vec![new]).await.unwrap();
     assert_eq!(queued(&t.claim(t.ctx.now(), 9).await), [(other.message_id, 1)]);
 }
 
@@ -348,6 +359,54 @@ pub async fn set_embedding_source_lets_the_old_model_serve_until_the_new_one_can
     for message in [&one, &two] {
         assert_eq!(t.embeddings(&t.project, message).await, [stored(message, "new", &[&[1.0, 0.0, 0.0]])]);
     }
+}
+
+pub async fn set_embedding_source_keeps_the_vectors_that_callers_brought(t: TestStore) {
+    let session = t.session_of("alice").await;
+    t.store.set_embedding_source("old").await.unwrap();
+    let (made, brought) = (t.queue(&session, "made").await, t.queue(&session, "brought").await);
+    let of_old = |numbers: &[f32]| NewEmbedding { model: "old".to_owned(), vector: vector(numbers) };
+    t.store.set_embedding(&t.project, brought.message_id, of_old(&[0.0, 1.0]), t.ctx.now()).await.unwrap();
+    let new = NewMessage { embedding: Some(of_old(&[1.0, 1.0])), ..t.new_message(&session, "came with it") };
+    let appended = t.append(&session, vec![new]).await.unwrap().remove(0);
+    t.embed_all("old", &[1.0, 0.0]).await;
+    t.store.set_embedding_source("new").await.unwrap();
+    t.embed_all("new", &[1.0, 0.0, 0.0]).await;
+    assert_eq!(t.embeddings(&t.project, &made).await, [stored(&made, "new", &[&[1.0, 0.0, 0.0]])]);
+    for (message, numbers) in [(&brought, [0.0, 1.0]), (&appended, [1.0, 1.0])] {
+        let expected = [stored(message, "new", &[&[1.0, 0.0, 0.0]]), stored(message, "old", &[&numbers])];
+        assert_eq!(t.embeddings(&t.project, message).await, expected);
+    }
+    assert_eq!(t.near("old", &[0.0, 1.0]).await, [brought.message_id, appended.message_id]);
+}
+
+pub async fn set_embedding_source_takes_a_model_again_with_another_length(t: TestStore) {
+    let session = t.session_of("alice").await;
+    let message = t.queue(&session, "embedded thrice").await;
+    for (model, numbers) in [("a", &[1.0, 0.0][..]), ("b", &[1.0, 0.0, 0.0]), ("a", &[1.0])] {
+        t.store.set_embedding_source(model).await.unwrap();
+        t.embed_all(model, numbers).await;
+        assert_eq!(t.embeddings(&t.project, &message).await, [stored(&message, model, &[numbers])]);
+        assert_eq!(t.near(model, numbers).await, [message.message_id]);
+        let dimensions = u32::try_from(numbers.len()).unwrap();
+        let models = vec![ModelCount { model: model.to_owned(), dimensions, vectors: 1 }];
+        assert_eq!(t.backlog().await, EmbeddingBacklog { models, ..EmbeddingBacklog::default() });
+    }
+}
+
+pub async fn set_embedding_source_queues_what_was_stored_without_it(t: TestStore) {
+    let session = t.session_of("alice").await;
+    t.store.set_embedding_source("m").await.unwrap();
+    t.embed_all("m", &[1.0, 0.0]).await;
+    t.place(&session, &[1.0, 0.0]).await;
+    let plain = t.say(&session, "while no source was at work").await;
+    for _ in 0..2 {
+        t.store.set_embedding_source("m").await.unwrap();
+        assert!(t.store.is_reindexing(Derived::Embeddings).await.unwrap());
+        while t.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+        assert_eq!(t.backlog().await.pending, 1);
+    }
+    assert_eq!(queued(&t.claim(t.ctx.now(), 9).await), [(plain.message_id, 1)]);
 }
 
 pub async fn set_embedding_source_serves_at_once_where_nothing_was_embedded(t: TestStore) {

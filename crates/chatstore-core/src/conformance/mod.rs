@@ -302,6 +302,9 @@ macro_rules! conformance_tests {
             get_embedding_backlog_tells_since_when
             a_brought_vector_of_the_source_ends_the_wait
             set_embedding_source_lets_the_old_model_serve_until_the_new_one_can
+            set_embedding_source_keeps_the_vectors_that_callers_brought
+            set_embedding_source_takes_a_model_again_with_another_length
+            set_embedding_source_queues_what_was_stored_without_it
             set_embedding_source_serves_at_once_where_nothing_was_embedded
             reindex_some_of_embeddings_queues_what_has_no_vector_of_the_source
             import_session_brings_embeddings_and_queues_the_rest

@@ -1,7 +1,5 @@
 //! The queue of messages that wait for their vectors.
 
-use std::cmp::Ordering;
-
 use chatstore_core::clock::Timestamp;
 use chatstore_core::embeddings::{EmbeddingJob, JobOutcome, Vector};
 use chatstore_core::ids::{MessageId, SessionId};
@@ -10,7 +8,9 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::source::find_source;
-use super::vectors::{ModelFault, delete_vectors_of_model, dimensions_value, insert_vectors, require_model};
+use super::vectors::{
+    ModelFault, Origin, delete_vectors_of_model, dimensions_value, insert_vectors, model_id, require_model,
+};
 use crate::columns::{bucket_value, time_column};
 use crate::messages::derived::MessageKey;
 use crate::params::params;
@@ -22,7 +22,8 @@ const INSERT_JOB: &str = "insert into embedding_jobs
     (bucket, session_id, seq, message_id, project_id, version, attempts, due_at, queued_at, is_backfill)
     values ($1, $2, $3, $4, $5, $6, 0, $7, $8, $9)
     on conflict (bucket, session_id, seq) do update
-    set version = excluded.version, attempts = 0, due_at = excluded.due_at, parked_reason = null
+    set version = excluded.version, attempts = 0, due_at = excluded.due_at, queued_at = excluded.queued_at,
+        is_backfill = excluded.is_backfill, parked_reason = null
     where embedding_jobs.parked_reason is not null";
 const DELETE_JOB: &str = "delete from embedding_jobs where bucket = $1 and session_id = $2 and seq = $3";
 /// What others are lending at this moment is passed over.
@@ -47,8 +48,12 @@ const SELECT_CONTENT: &str = "select content from messages where bucket = $1 and
 const LOCK_LOAN: &str = "select 1 from embedding_jobs
     where bucket = $1 and session_id = $2 and seq = $3 and version = $4 and attempts = $5 and parked_reason is null
     for update";
+/// The message's time and user, and whether a caller brought a vector of the model meanwhile.
 const SELECT_OWNER: &str = concat!(
-    "select m.created_at, s.user_id from messages m cross join lateral (
+    "select m.created_at, s.user_id, exists (
+        select from message_embeddings e where e.bucket = m.bucket and e.session_id = m.session_id and e.seq = m.seq
+            and e.model_id = $3 and not e.is_made)
+    from messages m cross join lateral (
         select s.* from sessions s where s.bucket = m.bucket and s.session_id = m.session_id offset 0) s
     where m.bucket = $1 and m.message_id = $2 and m.deleted_at is null and ",
     is_live!()
@@ -184,7 +189,7 @@ impl Claim {
 /// each other in a circle.
 pub(super) async fn complete(db: &Db, jobs: &[(EmbeddingJob, JobOutcome)], now: Timestamp) -> Result<(), Failure> {
     let mut jobs: Vec<_> = jobs.iter().collect();
-    jobs.sort_by(|(a, _), (b, _)| order(a, b));
+    jobs.sort_by_key(|(job, _)| (bucket_value(job.session_id.bucket()), job.session_id, job.seq));
     let source = find_source(db).await?;
     for (job, outcome) in jobs {
         let loan = Loan { db, job, bucket: bucket_value(job.session_id.bucket()) };
@@ -202,10 +207,6 @@ pub(super) async fn complete(db: &Db, jobs: &[(EmbeddingJob, JobOutcome)], now: 
         }
     }
     Ok(())
-}
-
-fn order(a: &EmbeddingJob, b: &EmbeddingJob) -> Ordering {
-    (a.session_id, a.seq).cmp(&(b.session_id, b.seq))
 }
 
 struct Loan<'a> {
@@ -231,8 +232,10 @@ impl Loan<'_> {
             message_id: job.message_id,
             created_at: now,
         };
-        let row = db.query_opt(SELECT_OWNER, params![self.bucket, job.message_id.uuid()]).await?;
-        if let (Some(row), Some(first)) = (row, vectors.first()) {
+        let params = params![self.bucket, job.message_id.uuid(), model_id(job.project_id, model)];
+        let row = db.query_opt(SELECT_OWNER, params).await?;
+        let is_brought = row.as_ref().map_or(Ok(false), |row| row.try_get(2))?;
+        if let (Some(row), Some(first), false) = (row, vectors.first(), is_brought) {
             let model_id = match require_model(db, job.project_id, model, first).await? {
                 Ok(model_id) => model_id,
                 Err(fault) => return self.park(&sentence(&fault), now).await,
@@ -242,7 +245,7 @@ impl Loan<'_> {
             }
             key.created_at = time_column(&row, 0)?;
             delete_vectors_of_model(db, key, model_id).await?;
-            insert_vectors(db, key, row.try_get(1)?, model_id, vectors).await?;
+            insert_vectors(db, key, row.try_get(1)?, (model_id, Origin::Made), vectors).await?;
         }
         delete_job(db, key).await
     }

@@ -6,7 +6,7 @@ use chatstore_core::store::StoreError;
 
 use crate::params::params;
 use crate::pool::{Db, Failure};
-use crate::search::reindex::start_reindex;
+use crate::search::reindex::{note_reindex, start_reindex};
 
 const SELECT_SOURCE: &str = "select model, serving from embedding_source";
 const LOCK_SOURCE: &str = "select model, serving from embedding_source for update";
@@ -25,8 +25,12 @@ const IS_BACKFILLING: &str = "select exists (select from reindexes where derived
 pub(crate) const DELETE_VECTORS_OF_RETIRED: &str = "delete from message_embeddings where ctid = any (array(
         select e.ctid from embedding_models d cross join lateral (
             select e.ctid from message_embeddings e where e.project_id = d.project_id and e.model_id = d.model_id
-            limit $2) e
+                and e.is_made limit $2) e
         where d.model = $1 limit $2))";
+/// Waits for whoever stores vectors of the model; what comes after it sees these.
+const LOCK_MODELS: &str = "select 1 from embedding_models where model = $1 for update";
+pub(crate) const DELETE_MODELS: &str = "delete from embedding_models d where d.model = $1 and not exists (
+        select from message_embeddings e where e.project_id = d.project_id and e.model_id = d.model_id)";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -40,6 +44,8 @@ pub(crate) const STATEMENTS: &[&str] = &[
     HAS_VECTORS,
     IS_BACKFILLING,
     DELETE_VECTORS_OF_RETIRED,
+    LOCK_MODELS,
+    DELETE_MODELS,
 ];
 
 /// Vectors of a retired model that are removed in one transaction.
@@ -55,12 +61,12 @@ async fn select(db: &Db, sql: &str) -> Result<Option<EmbeddingSource>, Failure> 
 }
 
 pub(super) async fn set_source(db: &Db, model: &str) -> Result<EmbeddingSource, Failure> {
-    if db.execute(INSERT_SOURCE, params![model]).await? > 0 {
-        start_reindex(db, Derived::Embeddings).await?;
-    }
+    db.execute(INSERT_SOURCE, params![model]).await?;
     let before = select(db, LOCK_SOURCE).await?;
     let before = before.ok_or_else(|| StoreError::internal("the embedding source is missing"))?;
     if before.model == model {
+        // Messages may have been stored while no source was at work.
+        note_reindex(db, Derived::Embeddings).await?;
         return Ok(before);
     }
     // What has served goes on, for a change that was not ended has not made all vectors.
@@ -102,6 +108,9 @@ pub(super) async fn settle_source(db: &Db) -> Result<bool, Failure> {
     let retired: &str = row.try_get(0)?;
     let deleted = db.execute(DELETE_VECTORS_OF_RETIRED, params![retired, RETIRE_VECTORS_BATCH]).await?;
     if deleted == 0 {
+        // Another length may come with the name, unless callers brought vectors of it.
+        db.query(LOCK_MODELS, params![retired]).await?;
+        db.execute(DELETE_MODELS, params![retired]).await?;
         db.execute(DELETE_RETIRED, params![retired]).await?;
     }
     Ok(deleted > 0 || db.query_opt(SELECT_RETIRED, &[]).await?.is_some())

@@ -13,20 +13,24 @@ use crate::params::params;
 use crate::pool::{Db, Failure};
 
 const SELECT_MODEL: &str = "select dimensions from embedding_models where project_id = $1 and model_id = $2";
+/// The model stays until this transaction has stored its vectors.
+const LOCK_MODEL: &str =
+    "select dimensions from embedding_models where project_id = $1 and model_id = $2 for key share";
 const COUNT_MODELS: &str = "select count(*) from embedding_models where project_id = $1";
 const INSERT_MODEL: &str =
     "insert into embedding_models (project_id, model_id, model, dimensions) values ($1, $2, $3, $4)
     on conflict do nothing";
 const INSERT_VECTOR: &str = "insert into message_embeddings
-    (bucket, session_id, seq, model_id, part, project_id, user_id, message_id, created_at, dimensions, embedding)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::real[]::vector)";
+    (bucket, session_id, seq, model_id, part, project_id, user_id, message_id, created_at, dimensions,
+        is_made, embedding)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::real[]::vector)";
 const DELETE_VECTORS: &str = "delete from message_embeddings where bucket = $1 and session_id = $2 and seq = $3";
 const DELETE_VECTORS_OF_MODEL: &str = "delete from message_embeddings
     where bucket = $1 and session_id = $2 and seq = $3 and model_id = $4";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] =
-    &[SELECT_MODEL, COUNT_MODELS, INSERT_MODEL, INSERT_VECTOR, DELETE_VECTORS, DELETE_VECTORS_OF_MODEL];
+    &[SELECT_MODEL, LOCK_MODEL, COUNT_MODELS, INSERT_MODEL, INSERT_VECTOR, DELETE_VECTORS, DELETE_VECTORS_OF_MODEL];
 
 /// Why a project takes no vector of a model.
 pub(crate) enum ModelFault {
@@ -59,7 +63,11 @@ pub(crate) fn model_id(project_id: ProjectId, model: &str) -> Uuid {
 
 /// The length of a model's vectors, if the project has the model.
 pub(crate) async fn find_dimensions(db: &Db, project_id: ProjectId, model_id: Uuid) -> Result<Option<i32>, Failure> {
-    let row = db.query_opt(SELECT_MODEL, params![project_id.uuid(), model_id]).await?;
+    select_dimensions(db, SELECT_MODEL, project_id, model_id).await
+}
+
+async fn select_dimensions(db: &Db, sql: &str, project_id: ProjectId, model_id: Uuid) -> Result<Option<i32>, Failure> {
+    let row = db.query_opt(sql, params![project_id.uuid(), model_id]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
@@ -71,7 +79,7 @@ pub(crate) async fn require_model(
     vector: &Vector,
 ) -> Result<Result<Uuid, ModelFault>, Failure> {
     let (id, dimensions) = (model_id(project_id, model), dimensions_value(vector));
-    let mut found = find_dimensions(db, project_id, id).await?;
+    let mut found = select_dimensions(db, LOCK_MODEL, project_id, id).await?;
     if found.is_none() {
         let row = db.query_opt(COUNT_MODELS, params![project_id.uuid()]).await?;
         let count: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
@@ -79,7 +87,7 @@ pub(crate) async fn require_model(
             return Ok(Err(ModelFault::TooMany));
         }
         db.execute(INSERT_MODEL, params![project_id.uuid(), id, model, dimensions]).await?;
-        found = find_dimensions(db, project_id, id).await?;
+        found = select_dimensions(db, LOCK_MODEL, project_id, id).await?;
     }
     Ok(match found {
         Some(stored) if stored != dimensions => Err(ModelFault::Length(stored)),
@@ -91,18 +99,27 @@ pub(crate) fn dimensions_value(vector: &Vector) -> i32 {
     i32::try_from(vector.dimensions()).unwrap_or(i32::MAX)
 }
 
+/// Where vectors come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A caller brought them.
+    Brought,
+    /// The embedding source made them, and can make them again.
+    Made,
+}
+
 /// Stores the vectors of a message, in the order of its parts, for the user whose session it is.
 pub(crate) async fn insert_vectors(
     db: &Db,
     message: MessageKey,
     user_id: Option<&str>,
-    model_id: Uuid,
+    (model_id, origin): (Uuid, Origin),
     vectors: &[Vector],
 ) -> Result<(), Failure> {
     let rows: Vec<_> = (0_i16..).zip(vectors).collect();
     if let [first, rest @ ..] = rows.as_slice() {
-        insert_row(db, message, user_id, model_id, first).await?;
-        try_join_all(rest.iter().map(|row| insert_row(db, message, user_id, model_id, row))).await?;
+        insert_row(db, message, user_id, (model_id, origin), first).await?;
+        try_join_all(rest.iter().map(|row| insert_row(db, message, user_id, (model_id, origin), row))).await?;
     }
     Ok(())
 }
@@ -111,7 +128,7 @@ async fn insert_row(
     db: &Db,
     message: MessageKey,
     user_id: Option<&str>,
-    model_id: Uuid,
+    (model_id, origin): (Uuid, Origin),
     (part, vector): &(i16, &Vector),
 ) -> Result<(), Failure> {
     let params = params![
@@ -125,6 +142,7 @@ async fn insert_row(
         message.message_id.uuid(),
         message.created_at.as_micros(),
         dimensions_value(vector),
+        origin == Origin::Made,
         vector.numbers(),
     ];
     db.execute(INSERT_VECTOR, params).await?;

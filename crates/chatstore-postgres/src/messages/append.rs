@@ -18,8 +18,9 @@ use super::insert::insert_messages;
 use super::plus_tokens;
 use crate::AppendForm;
 use crate::columns::bucket_value;
+use crate::embeddings::find_source;
 use crate::embeddings::jobs::{Queued, insert_job};
-use crate::embeddings::vectors::{insert_vectors, require_model};
+use crate::embeddings::vectors::{Origin, insert_vectors, require_model};
 use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::search::texts::insert_texts;
@@ -305,14 +306,16 @@ pub(crate) async fn append_alone(
 async fn insert_derived(db: &Db, append: &Append, messages: &[Message], user_id: Option<&str>) -> Result<(), Failure> {
     let keys: Vec<_> = messages.iter().map(MessageKey::from).collect();
     insert_texts(db, &keys, &append.words).await?;
+    let source = if append.has_vectors() { find_source(db).await? } else { None };
+    let of_source = |new: &NewMessage| matches!((&new.embedding, &source), (Some(a), Some(b)) if a.model == b.model);
     for (n, (key, new)) in keys.into_iter().zip(&append.messages).enumerate() {
-        if is_queued(new) {
+        if is_queued(new) && !of_source(new) {
             insert_job(db, key, 1, Queued::New(append.now)).await?;
         }
         if let Some(NewEmbedding { model, vector }) = &new.embedding {
             let model_id = require_model(db, key.project_id, model, vector).await?;
             let model_id = model_id.map_err(|fault| fault.at(format!("/{n}/embedding")))?;
-            insert_vectors(db, key, user_id, model_id, slice::from_ref(vector)).await?;
+            insert_vectors(db, key, user_id, (model_id, Origin::Brought), slice::from_ref(vector)).await?;
         }
     }
     Ok(())

@@ -63,8 +63,9 @@ const INSERT_TEXTS: &str = "insert into message_texts (bucket, session_id, seq, 
 const INSERT_MODELS: &str = "insert into embedding_models (project_id, model_id, model, dimensions)
     select project_id, project_id, 'model of ' || name, 3 from projects";
 const INSERT_VECTORS: &str = "insert into message_embeddings
-    (bucket, session_id, seq, model_id, part, project_id, user_id, message_id, created_at, dimensions, embedding)
-    select m.bucket, m.session_id, m.seq, s.project_id, 0, s.project_id, s.user_id, m.message_id, m.created_at, 3,
+    (bucket, session_id, seq, model_id, part, project_id, user_id, message_id, created_at, dimensions,
+        is_made, embedding)
+    select m.bucket, m.session_id, m.seq, s.project_id, 0, s.project_id, s.user_id, m.message_id, m.created_at, 3, true,
         array[1, m.created_at % 1009, m.created_at % 997]::real[]::vector
     from messages m join sessions s using (bucket, session_id) where m.seq % 10 = 0";
 const INSERT_JOBS: &str = "insert into embedding_jobs

@@ -30,6 +30,7 @@ pub(super) async fn check_searches(planner: &Planner, rows: &Rows, faults: &mut 
             Some(ADA),
             None::<&str>,
             None::<&str>,
+            Some(bucket_value(Bucket::of_user(ProjectId::DEFAULT, ADA))),
         ];
         let plan = planner.explain(SEARCH_TEXTS, params).await;
         let walks = |node: &&Node<'_>| node.table() == "message_texts";

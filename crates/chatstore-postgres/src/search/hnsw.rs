@@ -35,10 +35,14 @@ const SELECT_IS_SERVED: &str = "select exists (
         select from pg_catalog.pg_index i where i.indexrelid = to_regclass($1) and i.indisvalid)
     and (select count(*) from (
         select from message_embeddings e where e.project_id = $2 and e.model_id = $3 limit $4) e) >= $4";
-const SELECT_DIMENSIONS: &str = "select distinct dimensions from embedding_models order by dimensions";
+/// Lengths of which some project has a model of many vectors.
+const SELECT_DIMENSIONS: &str = "select distinct d.dimensions from embedding_models d
+    where (select count(*) from (select from message_embeddings e
+        where e.project_id = d.project_id and e.model_id = d.model_id limit $1) e) >= $1
+    order by d.dimensions";
 /// Whether the index is there, is whole, and is being built at this moment.
 const SELECT_STATE: &str = "select i.indisvalid,
-        exists (select from pg_catalog.pg_stat_progress_create_index p where p.relid = i.indrelid)
+        exists (select from pg_catalog.pg_stat_progress_create_index p where p.index_relid = i.indexrelid)
     from pg_catalog.pg_index i where i.indexrelid = to_regclass($1)";
 /// Building takes as long as it takes.
 const SET_NO_LIMITS: &str =
@@ -105,7 +109,7 @@ impl Indexes {
 }
 
 /// Builds the indexes that searches by vectors in a whole project use, one for each length of
-/// vectors that the database at `url` knows, while it is in use; those that are there are left as
+/// vectors of which some project has many, in the database at `url`, while it is in use; those that are there are left as
 /// they are. The role must own the tables. Tells `report` what it does, a sentence each, and returns
 /// the names of what it built.
 ///
@@ -121,7 +125,7 @@ pub async fn build_vector_indexes(url: &str, mut report: impl FnMut(&str)) -> Re
     let at = open_error_at(shown);
     client.batch_execute(SET_NO_LIMITS).await.map_err(&at)?;
     let mut built = Vec::new();
-    for row in client.query_typed(SELECT_DIMENSIONS, &[]).await.map_err(&at)? {
+    for row in client.query_typed(SELECT_DIMENSIONS, params![FEW_VECTORS_MAX]).await.map_err(&at)? {
         let dimensions: i32 = row.try_get(0).map_err(&at)?;
         let name = index_name(dimensions);
         match state(&client, &name).await.map_err(&at)? {

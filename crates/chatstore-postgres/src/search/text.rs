@@ -9,7 +9,8 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::texts::tsquery;
-use crate::columns::{json_column, time_column};
+use super::{DRAINED_MAX, GROWTH};
+use crate::columns::{bucket_value, json_column, time_column};
 use crate::params::params;
 use crate::pool::{Db, Failure, Plan};
 use crate::sessions::is_live;
@@ -24,7 +25,7 @@ pub(crate) const SEARCH_TEXTS: &str = concat!(
         select t.* from (
             select t.bucket, t.session_id, t.seq, t.project_id, t.created_at from message_texts t
             where t.lexemes @@ $1::text::tsquery offset 0) t
-        where t.project_id = $2 and ($3::uuid is null or t.session_id = $3) and t.created_at >= $4 and t.created_at < $5
+        where t.project_id = $2 and ($13::smallint is null or t.bucket = $13) and ($3::uuid is null or t.session_id = $3) and t.created_at >= $4 and t.created_at < $5
             and (t.created_at, t.session_id, t.seq) < ($6, $7, $8)
         order by t.created_at desc, t.session_id desc, t.seq desc limit $9) t
     left join lateral (
@@ -80,13 +81,29 @@ impl TextSearch<'_> {
         let bucket = bucket_of(self.scope, self.filter);
         let Some(lexemes) = self.query.lexemes(self.scope.project_id, bucket) else { return Ok(Vec::new()) };
         let tsquery = tsquery(&lexemes);
+        let bucket = bucket.map(bucket_value);
         let mut found = Found { best: Best::new(self.limit), matches: 0, bytes: 0, last: None };
-        while self.read_window(db, &tsquery, &mut found).await? == SEARCH_MATCHES_MAX && !found.is_full() {}
-        Ok(found.best.into_sorted())
+        let mut window = SEARCH_MATCHES_MAX;
+        loop {
+            let before = found.matches;
+            let count = self.read_window(db, (&tsquery, bucket, window), &mut found).await?;
+            if count < window || found.is_full() {
+                return Ok(found.best.into_sorted());
+            }
+            // Each window takes a look at all that the index gives: few are to be enough.
+            if (found.matches - before) * GROWTH < count {
+                window *= GROWTH;
+            }
+        }
     }
 
-    /// Reads the candidates that follow; tells how many they are.
-    async fn read_window(&self, db: &Db, tsquery: &str, found: &mut Found) -> Result<usize, Failure> {
+    /// Reads the candidates that follow, as many as `window`; tells how many they are.
+    async fn read_window(
+        &self,
+        db: &Db,
+        (tsquery, bucket, window): (&str, Option<i16>, usize),
+        found: &mut Found,
+    ) -> Result<usize, Failure> {
         let SearchFilter { session_id, role, kind, created_after, created_before, .. } = self.filter;
         let before = found.last.unwrap_or((i64::MAX, Uuid::max(), i64::MAX));
         let params = params![
@@ -98,10 +115,11 @@ impl TextSearch<'_> {
             before.0,
             before.1,
             before.2,
-            i64::try_from(SEARCH_MATCHES_MAX).unwrap_or(i64::MAX),
+            i64::try_from(window).unwrap_or(i64::MAX),
             self.filter.user(self.scope),
             role.as_deref(),
             kind.as_deref(),
+            bucket,
         ];
         // Planned for the words, and for the index as large as it is now.
         let mut rows = db.stream(Plan::Once, SEARCH_TEXTS, params).await?;
@@ -110,9 +128,11 @@ impl TextSearch<'_> {
             && let Some(row) = rows.next().await?
         {
             count += 1;
-            // What is left of a window is received, or its connection would be given up.
+            // The little that is left of a window is received, or its connection would be given up.
             if !found.is_full() {
                 self.take(&row, found).await?;
+            } else if window - count > DRAINED_MAX {
+                break;
             }
         }
         Ok(count)

@@ -10,18 +10,13 @@ use chatstore_core::store::{Scope, StoreError};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::hnsw;
 use super::text::bucket_of;
+use super::{DRAINED_MAX, GROWTH, hnsw};
 use crate::columns::{bucket_value, json_column, time_column};
 use crate::embeddings::vectors::{ModelFault, dimensions_value, find_dimensions, model_id};
 use crate::params::params;
 use crate::pool::{Db, Failure, Plan, Pool};
 use crate::sessions::is_live;
-
-/// Most rows that are received though nobody wants them, before the connection is given up.
-const DRAINED_MAX: usize = 1_000;
-/// How much more is asked for when what was asked for held too few that fit.
-const GROWTH: usize = 16;
 
 /// Which vectors are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,19 +112,28 @@ impl VectorSearch<'_> {
         }
         let by_index = self.among() == Among::Project && self.query.metric == Metric::Cosine;
         if by_index && indexes.serve(pool, self.scope.project_id, self.model_id(), dimensions).await? {
-            let window = if self.is_selective() { self.limit * GROWTH } else { self.limit * 4 };
-            let window = window.max(hnsw::CANDIDATES_MIN);
-            let sql = nearest_by_index(dimensions);
-            let found = pool
-                .read_under(&hnsw::settings(window), (self, sql, window), async |db, input| {
-                    Ok(input.0.read(&db, &input.1, input.2).await?.0)
-                })
-                .await?;
-            if found.len() == self.limit {
+            let found = self.run_by_index(pool, &nearest_by_index(dimensions)).await?;
+            if let Some(found) = found {
                 return Ok(found);
             }
         }
         pool.read(self, async |db, search| search.read_exactly(&db).await).await
+    }
+
+    /// What an index gives; `None` if it comes to its end before enough fit.
+    async fn run_by_index(self, pool: &Pool, sql: &str) -> Result<Option<Vec<RankedMessage>>, StoreError> {
+        let mut window = (self.limit * 4).max(hnsw::CANDIDATES_MIN);
+        loop {
+            let (found, is_all) = pool
+                .read_under(&hnsw::settings(window), (self, sql, window), async |db, input| {
+                    input.0.read(&db, input.1, input.2).await
+                })
+                .await?;
+            if is_all || found.len() == self.limit {
+                return Ok((found.len() == self.limit).then_some(found));
+            }
+            window *= GROWTH;
+        }
     }
 
     /// Whether the project has the model; refuses a vector of another length.
@@ -145,7 +149,7 @@ impl VectorSearch<'_> {
     async fn read_exactly(&self, db: &Db) -> Result<Vec<RankedMessage>, Failure> {
         let sql = nearest_exactly(dimensions_value(&self.query.vector), self.query.metric, self.among());
         let mut window = match self.is_selective() {
-            true => (self.limit * GROWTH).max(256),
+            true => (self.limit * 4).max(256),
             false => self.limit + self.limit / 4 + 16,
         };
         loop {

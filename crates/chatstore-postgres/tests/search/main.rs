@@ -11,10 +11,11 @@ use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::conformance::join_all;
 use chatstore_core::embeddings::{EmbeddingStore as _, JobOutcome, Metric, Vector};
 use chatstore_core::ids::{Bucket, ProjectId, SessionId};
+use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStore as _, NewMessage};
 use chatstore_core::search::{Derived, SearchFilter, SearchStore as _, TextQuery};
 use chatstore_core::sessions::{NewSession, SessionStore as _};
-use chatstore_core::store::{ExpectedVersion, Scope};
+use chatstore_core::store::{ExpectedVersion, Scope, Store as _};
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore, build_vector_indexes, migrate};
 use tokio_postgres::{Client, NoTls};
@@ -62,7 +63,7 @@ impl Engine {
             user_id: Some(user_id.to_owned()),
             session_name: format!("of {user_id}"),
             is_favorite: false,
-            metadata: chatstore_core::json::RawJson::empty_object(),
+            metadata: RawJson::empty_object(),
             external_id: None,
             created_at,
         }
@@ -204,6 +205,150 @@ async fn words_of_an_older_analyser_are_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reindex_removes_what_was_left_of_deleted_messages() {
+    let engine = Engine::new().await;
+    let (kept, doomed) = (engine.session("ada").await, engine.session("ada").await);
+    for session in [kept, kept, doomed] {
+        let embedding = Some(query("m", &[1.0, 0.0]).0);
+        let new = NewMessage { embed: true, embedding, ..engine.new_message(session, "words") };
+        engine.append(session, vec![new]).await;
+    }
+    let outsider = engine.outsider().await;
+    // As a server does that knows nothing of these tables.
+    let old = format!(
+        "update messages set deleted_at = 1 where session_id = '{kept}' and seq = 1;
+        update sessions set deleted_at = 1 where session_id = '{doomed}'"
+    );
+    outsider.batch_execute(&old).await.expect("the owner may change rows");
+    engine.store.start_reindex(Derived::Text).await.expect("it can be noted");
+    engine.reindex(Derived::Text).await;
+    for table in ["message_texts", "message_embeddings", "embedding_jobs"] {
+        let left = format!("select count(*) from {table} where session_id <> '{kept}' or seq <> 2");
+        assert_eq!(count(&outsider, &left).await, 0, "{table}");
+        assert_eq!(count(&outsider, &format!("select count(*) from {table}")).await, 1, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reindex_loses_nothing_that_is_changed_meanwhile() {
+    let engine = Engine::new().await;
+    let session = engine.session("ada").await;
+    let new = (0..400).map(|n| engine.new_message(session, &format!("words {n}"))).collect();
+    let messages = engine.append(session, new).await;
+    let outsider = engine.outsider().await;
+    for round in 0..5 {
+        outsider.batch_execute("delete from message_texts").await.expect("the owner may change rows");
+        engine.store.start_reindex(Derived::Text).await.expect("it can be noted");
+        let metadata = RawJson::parse(format!("{{\"round\":{round}}}")).expect("JSON");
+        let edits = messages.iter().step_by(9).enumerate().map(|(n, message)| {
+            let content = (n % 2 == 0).then(|| format!("words of round {round}"));
+            let patch = MessagePatch { content, metadata: Some(metadata.clone()), ..MessagePatch::default() };
+            let (id, now) = (message.message_id, engine.ctx.now());
+            engine.store.update_message(&engine.scope, id, patch, ExpectedVersion::Any, now)
+        });
+        let (edited, ()) = tokio::join!(join_all(edits), engine.reindex(Derived::Text));
+        assert!(edited.iter().all(Result::is_ok));
+        assert_eq!(engine.found("words").await.len(), 400);
+        assert_eq!(engine.found(&format!("\"of round {round}\"")).await.len(), 23);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_put_aside_and_queued_by_a_reindex_waits_with_the_others_of_it() {
+    let engine = Engine::new().await;
+    let session = engine.session("ada").await;
+    let new = NewMessage { embed: true, ..engine.new_message(session, "words") };
+    engine.append(session, vec![new]).await;
+    engine.store.set_embedding_source("m").await.expect("it can be noted");
+    let (now, later) = (engine.ctx.now(), engine.ctx.now());
+    let job = engine.store.claim_embedding_jobs(now, later, 1).await.expect("it can be claimed").remove(0);
+    let parked = vec![(job, JobOutcome::Parked { reason: "a reason".to_owned() })];
+    engine.store.complete_embedding_jobs(parked, now).await.expect("it can be completed");
+    engine.reindex(Derived::Embeddings).await;
+    let waiting = "select count(*) from embedding_jobs
+        where is_backfill and queued_at is null and parked_reason is null and attempts = 0";
+    assert_eq!(count(&engine.outsider().await, waiting).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_keeps_away_from_vectors_that_callers_brought() {
+    let engine = Engine::new().await;
+    let session = engine.session("ada").await;
+    engine.store.set_embedding_source("a").await.expect("it can be noted");
+    let (brought, asked) = query("b", &[1.0, 0.0]);
+    let new = NewMessage { embed: true, embedding: Some(brought), ..engine.new_message(session, "words") };
+    engine.append(session, vec![new]).await;
+    engine.store.set_embedding_source("b").await.expect("it can be noted");
+    let now = engine.ctx.now();
+    let job = engine.store.claim_embedding_jobs(now, engine.ctx.now(), 1).await.expect("it can be claimed").remove(0);
+    let made = JobOutcome::Embedded { model: "b".to_owned(), vectors: vec![vector(&[0.0, 1.0])] };
+    engine.store.complete_embedding_jobs(vec![(job, made)], now).await.expect("it can be completed");
+    let found = engine.store.search_vectors(&engine.scope, &asked, &SearchFilter::default(), 9).await.expect("it can");
+    assert!(found.len() == 1 && found[0].score > 0.99, "{found:?}");
+    assert_eq!(count(&engine.outsider().await, "select count(*) from embedding_jobs").await, 0);
+}
+
+/// How often an index, or a table as a whole, was walked by servers that have ended.
+async fn walks(outsider: &Client, of: &str) -> i64 {
+    let running = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'chatstore'";
+    model::within(async || count(outsider, running).await == 0).await;
+    let walks = format!(
+        "select (select coalesce(sum(idx_scan), 0) from pg_stat_user_indexes where indexrelname = '{of}')::bigint
+            + (select coalesce(sum(seq_scan), 0) from pg_stat_user_tables where relname = '{of}')::bigint"
+    );
+    count(outsider, &walks).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_walks_its_index_a_few_times_however_many_do_not_fit() {
+    let engine = Engine::new().await;
+    let (own, foreign) = (engine.session("ada").await, engine.session("bob").await);
+    let rare = NewMessage { role: "rare".to_owned(), ..engine.new_message(own, "wordless") };
+    engine.append(own, vec![rare]).await;
+    for part in 0..6 {
+        let new = (0..1_000).map(|n| engine.new_message(foreign, &format!("word{part}x{n}")));
+        engine.append(foreign, new.collect()).await;
+    }
+    let rare = SearchFilter { role: Some("rare".to_owned()), ..SearchFilter::default() };
+    let ada = Scope::user(engine.scope.project_id, "ada");
+    for (scope, filter, walks_max) in [(&ada, SearchFilter::default(), 1), (&engine.scope, rare, 2)] {
+        engine.store.close().await;
+        let outsider = engine.outsider().await;
+        let before = walks(&outsider, "message_texts_lexemes").await;
+        let store = open(&engine.database, |_| {}).await;
+        let found = store.search_text(scope, &TextQuery::parse("wor*"), &filter, 10).await.expect("it can");
+        assert_eq!(found.len(), 1);
+        store.close().await;
+        drop(store);
+        let after = walks(&outsider, "message_texts_lexemes").await;
+        assert!((1..=walks_max).contains(&(after - before)), "{} walks", after - before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_vectors_serves_messages_of_many_parts() {
+    let engine = Engine::new().await;
+    let parts = model::fill_with_parts(&engine, 300, 20).await;
+    build_vector_indexes(&engine.database.owner_url(), |_| {}).await.expect("the owner may");
+    engine.store.close().await;
+    let outsider = engine.outsider().await;
+    let whole = ["message_embeddings", "message_embeddings_model"];
+    let before = [walks(&outsider, whole[0]).await, walks(&outsider, whole[1]).await];
+    let store = open(&engine.database, |_| {}).await;
+    for vector in parts.iter().step_by(1_000) {
+        let asked = model::query_of(vector.clone(), Metric::Cosine);
+        let found = store.search_vectors(&engine.scope, &asked, &SearchFilter::default(), 10).await.expect("it can");
+        assert_eq!(found.len(), 10);
+    }
+    store.close().await;
+    drop(store);
+    let after = [walks(&outsider, whole[0]).await, walks(&outsider, whole[1]).await];
+    // Once it is asked whether there are enough vectors.
+    assert!(after[0] + after[1] <= before[0] + before[1] + 1, "{before:?} {after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn workers_of_several_replicas_lend_no_job_twice() {
     let engine = Engine::new().await;
     let session = engine.session("ada").await;
@@ -272,6 +417,10 @@ async fn the_index_of_vectors_finds_nearly_all_and_keeps_to_its_project() {
         near.truncate(k);
         near.into_iter().map(|(_, id)| id).collect::<Vec<_>>()
     };
+    // Few vectors of another length take no index.
+    let few = engine.session("eve").await;
+    let embedding = Some(query("few", &[1.0, 0.0]).0);
+    engine.append(few, vec![NewMessage { embedding, ..engine.new_message(few, "") }]).await;
     let told = build_vector_indexes(&engine.database.url(), |_| {}).await.expect_err("it is not the owner");
     assert!(told.to_string().contains("MIGRATE_DATABASE_URL"), "{told}");
     // What a killed build leaves behind.
@@ -300,7 +449,22 @@ async fn the_index_of_vectors_finds_nearly_all_and_keeps_to_its_project() {
         }
         assert!(hits * 100 >= wanted * 95, "recall is {hits} of {wanted}");
     }
-    let used = "select idx_scan from pg_stat_user_indexes where indexrelname = 'message_embeddings_hnsw_24'";
+    // A filter that many fit costs no connection.
+    let (ada, of_users) = (Scope::user(engine.scope.project_id, "ada"), Some("user".to_owned()));
+    let filter = SearchFilter { role: of_users, ..SearchFilter::default() };
+    let asked = model::query_of(vectors[0].1.clone(), Metric::Cosine);
+    let connections = "select min(pid)::bigint * 10000000 + max(pid) from pg_stat_activity
+        where datname = current_database() and application_name = 'chatstore'";
+    let store = open(&engine.database, |options| options.connections_max = 1).await;
     drop(engine.store);
+    let mut before = 0;
+    for n in 0..4 {
+        let found = store.search_vectors(&ada, &asked, &filter, 100).await.expect("it can");
+        assert_eq!(found.len(), 100);
+        before = if n == 0 { count(&outsider, connections).await } else { before };
+    }
+    assert_eq!(count(&outsider, connections).await, before);
+    let used = "select idx_scan from pg_stat_user_indexes where indexrelname = 'message_embeddings_hnsw_24'";
+    drop(store);
     model::within(async || count(&outsider, used).await > 0).await;
 }

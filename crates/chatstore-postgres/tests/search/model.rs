@@ -324,3 +324,25 @@ pub(crate) async fn fill_with_clusters(engine: &Engine, dimensions: usize) -> Ve
     }
     all
 }
+
+/// Stores messages of several vectors each in the default project; gives all vectors.
+pub(crate) async fn fill_with_parts(engine: &Engine, messages: i64, parts: usize) -> Vec<Vector> {
+    let number = || f32::from(i16::from_be_bytes(engine.ctx.random())) / 32_768.0;
+    let (scope, session) = (&engine.scope, engine.new_session("ada").into_session(engine.scope.project_id));
+    let mut all = Vec::new();
+    let (mut stored, mut embeddings) = (Vec::new(), Vec::new());
+    for seq in 1..=messages {
+        let new = engine.new_message(session.session_id, "");
+        let message = new.into_message(scope.project_id, session.session_id, seq, engine.ctx.now());
+        let direction: Vec<f32> = (0..24).map(|_| number()).collect();
+        let part = || vector(&direction.iter().map(|at| at + 0.01 * number()).collect::<Vec<_>>());
+        let vectors: Vec<_> = (0..parts).map(|_| part()).collect();
+        all.extend(vectors.clone());
+        embeddings.push(Embedding { message_id: message.message_id, model: "m".to_owned(), vectors });
+        stored.push(message);
+    }
+    let identity = ArchiveIdentity::SessionId;
+    let archived = ArchivedSession { identity, session, messages: stored, embeddings, embed: false };
+    engine.store.import_session(scope, archived).await.expect("it can be imported");
+    all
+}

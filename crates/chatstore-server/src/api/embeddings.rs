@@ -2,8 +2,6 @@
 
 mod backlog;
 
-use std::collections::HashMap;
-
 use axum::extract::State;
 use chatstore_core::embeddings::{Embedding, NewEmbedding, Vector};
 use chatstore_core::ids::MessageId;
@@ -25,6 +23,9 @@ use crate::extract::{FromQuery, Json, MessagePath};
 use crate::openapi::{Example, Operation, id, numbers};
 use crate::query::Pairs;
 use crate::respond::Ok200;
+
+/// Bytes that a number of a vector takes in an answer, about.
+const NUMBER_BYTES: usize = 12;
 
 /// The vectors of a message under one model.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -50,7 +51,7 @@ pub struct SetEmbeddingRequest {
     #[serde(default)]
     #[schemars(schema_with = "numbers")]
     embedding: Field<Vec<f32>>,
-    /// The model that made it; the default model if absent.
+    /// The model that made it; required where there is an embedding source, else `default` if absent.
     #[serde(default)]
     model: Field<String>,
 }
@@ -112,6 +113,11 @@ pub async fn set_embedding(
     Ok(Ok200(SetEmbeddingResponse { message_id, model, dimensions }))
 }
 
+/// What is said of a vector whose model is not named where there is an embedding source: it could be taken for one of
+/// the source's.
+pub(super) const MODEL_UNNAMED: &str = "is required beside a vector, because an embedding source makes vectors here, too: \
+    name the model that made yours";
+
 /// A vector as it came, and the name of its model.
 pub(super) struct Brought {
     pub(super) numbers: Option<Vec<f32>>,
@@ -124,6 +130,9 @@ impl Brought {
         check_id(pointers.1, self.model.as_deref(), EMBEDDING_MODEL_BYTES_MAX, errors);
         if self.model.is_some() && self.numbers.is_none() {
             errors.push(FieldError::new(pointers.1, "needs a vector"));
+        }
+        if self.model.is_none() && self.numbers.is_some() && app.embedder.is_some() {
+            errors.push(FieldError::new(pointers.1, MODEL_UNNAMED));
         }
         let model = self.model.unwrap_or_else(|| app.default_model.clone());
         let vector = check_vector(pointers.0, self.numbers?, errors)?;
@@ -138,22 +147,17 @@ pub(super) fn is_wanted(app: &App, brought: Option<&NewEmbedding>) -> bool {
     app.embedder.as_ref().is_some_and(|embedder| !has_own(embedder.model()))
 }
 
-/// Shows the vectors of each message beside it.
+/// Shows the vectors of a message beside it; tells roughly how many bytes they take in an answer.
 pub(super) async fn include_embeddings(
     app: &App,
     scope: &Scope,
-    messages: &mut [MessageResponse],
-) -> Result<(), ApiError> {
-    let ids: Vec<MessageId> = messages.iter().map(|message| message.message_id).collect();
-    let found = app.store.list_embeddings(scope, &ids).await;
-    let mut by_message: HashMap<MessageId, Vec<EmbeddingResponse>> = HashMap::new();
-    for embedding in found.map_err(|error| ApiError::from_store(error, "message"))? {
-        by_message.entry(embedding.message_id).or_default().push(embedding.into());
-    }
-    for message in messages {
-        message.embeddings = Some(by_message.remove(&message.message_id).unwrap_or_default());
-    }
-    Ok(())
+    message: &mut MessageResponse,
+) -> Result<usize, ApiError> {
+    let found = app.store.list_embeddings(scope, &[message.message_id]).await;
+    let found = found.map_err(|error| ApiError::from_store(error, "message"))?;
+    let numbers: usize = found.iter().flat_map(|embedding| &embedding.vectors).map(Vector::dimensions).sum();
+    message.embeddings = Some(found.into_iter().map(EmbeddingResponse::from).collect());
+    Ok(numbers * NUMBER_BYTES)
 }
 
 /// What an answer shows beside a message.
@@ -235,7 +239,8 @@ pub async fn get_embedding_backlog(
 pub const RETRY_PARKED_EMBEDDINGS: OperationDoc = OperationDoc {
     id: "retry_parked_embeddings",
     summary: "Try again what was put aside",
-    description: "Queues the project's messages whose vectors could not be made.",
+    description: "Queues the project's messages whose vectors could not be made, and asks the embedding source at once, \
+        however long it was to be left alone.",
     tag: "embeddings",
 };
 
@@ -247,6 +252,9 @@ pub async fn retry_parked_embeddings(
     require_project(&caller)?;
     let queued = app.store.retry_parked_embeddings(&caller.scope, app.ctx.now()).await;
     let queued = queued.map_err(|error| ApiError::from_store(error, "project"))?;
+    if let Some(embedder) = &app.embedder {
+        embedder.reset();
+    }
     app.embedding_queued();
     Ok(Ok200(RetryParkedEmbeddingsResponse { queued }))
 }

@@ -4,9 +4,9 @@ mod wire;
 
 use axum::extract::State;
 use chatstore_core::ids::SessionId;
-use chatstore_core::limits::{APPEND_MESSAGES_MAX, ROLE_BYTES_MAX};
+use chatstore_core::limits::{APPEND_MESSAGES_MAX, PAGE_BYTES_MAX, ROLE_BYTES_MAX};
 use chatstore_core::messages::{Message, MessageQuery};
-use chatstore_core::page::Order;
+use chatstore_core::page::{MessagePosition, Order, Page};
 use chatstore_core::store::StoreError;
 use serde_json::json;
 
@@ -156,11 +156,32 @@ pub async fn list_messages(
     let request = list.paging.request(&app.cursor_key, &binding)?;
     let page = app.store.list_messages(&caller.scope, session_id, &list.query, &request).await;
     let page = page.map_err(|error| ApiError::from_store(error, "session"))?;
-    let mut items: Vec<MessageResponse> = page.items.into_iter().map(MessageResponse::from).collect();
-    if list.include.embeddings {
-        include_embeddings(&app, &caller.scope, &mut items).await?;
+    let (items, next) = match list.include.embeddings {
+        true => with_embeddings(&app, &caller, page).await?,
+        false => (page.items.into_iter().map(MessageResponse::from).collect(), page.next),
+    };
+    Ok(Listed { next: next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)), items })
+}
+
+/// The page with the vectors of its messages: it ends early if they are large.
+async fn with_embeddings(
+    app: &App,
+    caller: &Caller,
+    page: Page<Message, MessagePosition>,
+) -> Result<(Vec<MessageResponse>, Option<MessagePosition>), ApiError> {
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    let mut messages = page.items.into_iter().peekable();
+    while let Some(message) = messages.next() {
+        let position = MessagePosition { seq: message.seq };
+        bytes += message.bytes();
+        let mut item = MessageResponse::from(message);
+        bytes += include_embeddings(app, &caller.scope, &mut item).await?;
+        items.push(item);
+        if bytes >= PAGE_BYTES_MAX && messages.peek().is_some() {
+            return Ok((items, Some(position)));
+        }
     }
-    Ok(Listed { next: page.next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)), items })
+    Ok((items, page.next))
 }
 
 /// See [`get_message`].
@@ -181,7 +202,7 @@ pub async fn get_message(
     let message = app.store.get_message(&caller.scope, message_id).await.map_err(message_error)?;
     let mut message = message.map(versioned).ok_or_else(|| ApiError::not_found("message"))?;
     if include.embeddings {
-        include_embeddings(&app, &caller.scope, std::slice::from_mut(&mut message.0)).await?;
+        include_embeddings(&app, &caller.scope, &mut message.0).await?;
     }
     Ok(message)
 }

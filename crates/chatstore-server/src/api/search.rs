@@ -2,22 +2,20 @@
 
 mod answer;
 mod meaning;
+mod nearest;
 mod page;
 mod request;
 
-use std::collections::HashSet;
-
 use axum::extract::State;
 use chatstore_core::clock::Timestamp;
-use chatstore_core::ids::MessageId;
 use chatstore_core::limits::{SEARCH_FUSED_MAX, SEARCH_MATCHES_MAX};
-use chatstore_core::page::{PageStart, SearchPosition};
-use chatstore_core::search::query::Candidate;
-use chatstore_core::search::{Derived, FoundMessage, FusedMessage, RankedMessage, TextQuery, fuse};
+use chatstore_core::page::{PageStart, SearchAfter, SearchPosition};
+use chatstore_core::search::{Derived, FusedMessage, TextQuery, fuse};
 use chatstore_core::store::StoreError;
 
 pub use answer::{Found, SearchHit, SearchRanks, SearchResponse, SearchSnippet};
-use meaning::{Lack, meaning};
+use meaning::{Lack, SearchedModel, is_partial, meaning, searched_model};
+use nearest::nearest;
 use request::Search;
 pub use request::{SearchQuery, SearchRequest, SessionSearchQuery};
 
@@ -27,9 +25,6 @@ use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::extract::{Json, Query, SessionPath};
 use crate::respond::Linked;
-
-/// Messages that are read at once to be judged.
-const READ_AT_ONCE: usize = 20;
 
 /// How a search finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +124,8 @@ struct Ranked {
 }
 
 async fn find(app: &App, caller: &Caller, search: &Search) -> Result<Found, ApiError> {
-    let binding = search.binding(caller);
+    let model = searched_model(app, search).await?;
+    let binding = search.binding(caller, model.as_ref().map(|model| model.name.as_str()));
     let request = search.paging.request::<SearchPosition>(&app.cursor_key, &binding)?;
     let after = match request.start {
         PageStart::After(position) => Some(position),
@@ -140,26 +136,26 @@ async fn find(app: &App, caller: &Caller, search: &Search) -> Result<Found, ApiE
         let session = app.store.get_session(&caller.scope, session_id).await.map_err(search_error)?;
         session.ok_or_else(|| ApiError::not_found("session"))?;
     }
-    let mut ranked = rank(app, caller, search, after.as_ref()).await?;
-    let as_of = after.map_or_else(|| behind_all(now, &ranked.list), |position| position.as_of);
-    let session_hits = search.is_grouped.then(|| page::group(&mut ranked.list));
-    let start = after.map_or(0, |position| page::start(&ranked.list, &position));
-    let page = page::Cut { start, limit: request.limit as usize, session_hits };
-    let (hits, end) = page.hits(app, caller, search, &ranked.list).await?;
-    let last = ranked.list.get(..end).and_then(<[_]>::last).filter(|_| end < ranked.list.len());
-    let next = last.map(|last| SearchPosition {
-        as_of,
-        by_vectors: ranked.by_vectors,
-        score: last.message.score,
-        created_at: last.message.created_at,
-        message_id: last.message.message_id,
-    });
+    let Ranked { mut list, by_vectors, degraded } = rank(app, caller, search, model.as_ref(), after.as_ref()).await?;
+    let as_of = after.as_ref().map_or_else(|| behind_all(now, &list), |position| position.as_of);
+    let session_hits = search.is_grouped.then(|| page::group(&mut list));
+    let before = after.map(|position| position.after);
+    if let Some(before) = &before {
+        page::go_on(&mut list, before, search.is_grouped);
+    }
+    let page = page::Cut { limit: request.limit as usize, session_hits };
+    let (hits, end) = page.hits(app, caller, search, &list).await?;
+    let next = match end < list.len() {
+        true => page::after(&list[..end], by_vectors, before, search.is_grouped),
+        false => None,
+    };
+    let next = next.map(|after| SearchPosition { as_of, after });
     Ok(Found(Linked {
-        next: next.map(|next| search.paging.next_link(&app.cursor_key, &binding, &next)),
+        next: next.as_ref().map(|next| search.paging.next_link(&app.cursor_key, &binding, next)),
         body: SearchResponse {
             hits,
-            degraded: ranked.degraded,
-            next_cursor: next.map(|next| app.cursor_key.sign(&next, &binding)),
+            degraded,
+            next_cursor: next.as_ref().map(|next| app.cursor_key.sign(next, &binding)),
         },
     }))
 }
@@ -172,7 +168,13 @@ fn behind_all(now: Timestamp, list: &[FusedMessage]) -> Timestamp {
 }
 
 /// The list of what is found; a later page remakes that of the first.
-async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&SearchPosition>) -> Result<Ranked, ApiError> {
+async fn rank(
+    app: &App,
+    caller: &Caller,
+    search: &Search,
+    model: Option<&SearchedModel>,
+    after: Option<&SearchPosition>,
+) -> Result<Ranked, ApiError> {
     let mut filter = search.filter.clone();
     if let Some(position) = after {
         filter.created_before = Some(filter.created_before.map_or(position.as_of, |time| time.min(position.as_of)));
@@ -182,13 +184,13 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
     let mut degraded = Vec::new();
     // Only a first page can do without: on a later one the list would be another.
     let is_optional = search.mode == Mode::Hybrid && after.is_none();
-    let meaning = match after {
-        _ if search.mode == Mode::Text => None,
-        Some(position) if !position.by_vectors => {
+    let meaning = match (model, after.map(|position| &position.after)) {
+        (None, _) => None,
+        (Some(_), Some(SearchAfter::Hit { .. })) => {
             degraded.push("Only words were searched, as on the page before.");
             None
         }
-        _ => match meaning(app, search).await? {
+        (Some(model), _) => match meaning(app, search, model).await? {
             Ok(meaning) => Some(meaning),
             Err(lack) => lack.excuse(is_optional, &mut degraded)?,
         },
@@ -203,10 +205,10 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
     let by_vectors = async {
         match &meaning {
             Some(Some(vector)) => {
-                let near = app.store.search_vectors(&caller.scope, vector, &filter, limit).await?;
-                admitted(app, caller, query.as_ref(), near).await.map(Some)
+                let found = nearest(app, caller, (vector, query.as_ref()), &filter, limit).await?;
+                Ok(Some((found, is_partial(app, &vector.model).await?)))
             }
-            Some(None) => Ok(Some(Vec::new())),
+            Some(None) => Ok(Some((Vec::new(), false))),
             None => Ok(None),
         }
     };
@@ -221,32 +223,14 @@ async fn rank(app: &App, caller: &Caller, search: &Search, after: Option<&Search
     if by_text.as_ref().is_some_and(|(_, is_partial)| *is_partial) {
         degraded.push("The index of words is being made anew, so that older messages may be missing.");
     }
+    if by_vectors.as_ref().is_some_and(|(_, is_partial)| *is_partial) {
+        degraded.push("Vectors are still being made, so that older messages may not be found by their meaning.");
+    }
     Ok(Ranked {
         by_vectors: by_vectors.is_some(),
-        list: fuse(by_text.map(|(found, _)| found), by_vectors),
+        list: fuse(by_text.map(|(found, _)| found), by_vectors.map(|(found, _)| found)),
         degraded: (!degraded.is_empty()).then(|| degraded.join(" ")),
     })
-}
-
-/// Those of the nearest that pass what the query demands beside its words.
-async fn admitted(
-    app: &App,
-    caller: &Caller,
-    query: Option<&TextQuery>,
-    near: Vec<RankedMessage>,
-) -> Result<Vec<RankedMessage>, StoreError> {
-    let Some(query) = query.filter(|query| query.has_conditions()) else { return Ok(near) };
-    let mut passed = HashSet::new();
-    for part in near.chunks(READ_AT_ONCE) {
-        let ids: Vec<MessageId> = part.iter().map(|message| message.message_id).collect();
-        let found = app.store.get_found_messages(&caller.scope, &ids).await?;
-        let admits = |found: &&FoundMessage| {
-            let (content, role) = (&found.message.content, &found.message.role);
-            query.admits(&Candidate { content, role, session_name: &found.session_name })
-        };
-        passed.extend(found.iter().filter(admits).map(|found| found.message.message_id));
-    }
-    Ok(near.into_iter().filter(|message| passed.contains(&message.message_id)).collect())
 }
 
 fn search_error(error: StoreError) -> ApiError {

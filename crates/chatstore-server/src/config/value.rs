@@ -165,11 +165,22 @@ impl EmbeddingsUrl {
     }
 }
 
+/// Bytes of what stands before each text; some models take a sentence.
+const PREFIX_BYTES_MAX: usize = 500;
+
 /// Room is left for `@4000`, which stored names end with where the length is asked for.
 pub(super) fn embeddings_model(text: &str) -> Result<String, String> {
     let bytes_max = EMBEDDING_MODEL_BYTES_MAX - 5;
     if text.is_empty() || text.len() > bytes_max || text.contains(char::is_control) {
         return Err(format!("the name of a model, 1 to {bytes_max} bytes without control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A few words; a blank at the end belongs to them.
+pub(super) fn embeddings_prefix(text: &str) -> Result<String, String> {
+    if text.len() > PREFIX_BYTES_MAX {
+        return Err(format!("at most {PREFIX_BYTES_MAX} bytes"));
     }
     Ok(text.to_owned())
 }

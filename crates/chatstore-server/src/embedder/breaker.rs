@@ -64,15 +64,37 @@ pub(crate) struct Breaker {
 
 #[derive(Default)]
 struct Inner {
+    /// Faults in a row; those of requests that were under way when it opened are not counted.
     failures: u32,
-    last_error: Option<String>,
+    last_error: Option<EmbedderError>,
     open_until: Option<Instant>,
+    /// Until then the one request that decides has its chance.
+    trial_until: Option<Instant>,
 }
 
 impl Inner {
     fn remaining(&self) -> Option<Duration> {
-        self.open_until.map(|until| until.saturating_duration_since(Instant::now()))
+        self.open_until.max(self.trial_until).map(|until| until.saturating_duration_since(Instant::now()))
     }
+
+    fn check(&self) -> Result<(), EmbedderError> {
+        match self.remaining() {
+            None | Some(Duration::ZERO) => Ok(()),
+            Some(remaining) => {
+                let reason = self.last_error.as_ref().map(ToString::to_string).unwrap_or_default();
+                Err(EmbedderError::Resting { reason, remaining })
+            }
+        }
+    }
+}
+
+/// What a request was made as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// One of any number.
+    Ordinary,
+    /// The one that decides whether the source works again.
+    Trial,
 }
 
 impl Breaker {
@@ -85,48 +107,103 @@ impl Breaker {
     }
 
     pub(crate) fn state(&self) -> BreakerState {
-        match self.inner().remaining() {
+        match self.rest() {
             None => BreakerState::Closed,
             Some(Duration::ZERO) => BreakerState::HalfOpen,
             Some(_) => BreakerState::Open,
         }
     }
 
-    /// How long the source is still left alone.
-    pub(crate) fn remaining(&self) -> Duration {
-        self.inner().remaining().unwrap_or_default()
+    /// How long the source is still left alone; nothing while it is not, zero if the next request decides.
+    pub(crate) fn rest(&self) -> Option<Duration> {
+        self.inner().remaining()
     }
 
     /// Refuses while the source is left alone.
     pub(crate) fn check(&self) -> Result<(), EmbedderError> {
-        let inner = self.inner();
-        match inner.remaining() {
-            None | Some(Duration::ZERO) => Ok(()),
-            Some(remaining) => {
-                Err(EmbedderError::Resting { reason: inner.last_error.clone().unwrap_or_default(), remaining })
-            }
-        }
+        self.inner().check()
     }
 
+    /// The same, but if the source only asked for a pause of what was sent to it.
+    pub(crate) fn check_fault(&self) -> Result<(), EmbedderError> {
+        let inner = self.inner();
+        if matches!(inner.last_error, Some(EmbedderError::Busy { .. })) { Ok(()) } else { inner.check() }
+    }
+
+    /// Refuses while the source is left alone; when its pause is over, lets one through, and others only if that one
+    /// has told nothing within `trial`.
+    pub(crate) fn pass(&self, trial: Duration) -> Result<Pass, EmbedderError> {
+        let mut inner = self.inner();
+        inner.check()?;
+        if inner.open_until.is_none() {
+            return Ok(Pass::Ordinary);
+        }
+        inner.trial_until = Some(Instant::now() + trial);
+        Ok(Pass::Trial)
+    }
+
+    /// The source works, and its faults are forgotten.
     pub(crate) fn succeed(&self) {
-        let before = std::mem::take(&mut *self.inner());
+        self.close();
+        self.forget();
+    }
+
+    /// The source is asked again as if it had never failed.
+    pub(crate) fn reset(&self) {
+        *self.inner() = Inner::default();
+    }
+
+    /// The source is asked again; should it fail, its pause grows on.
+    pub(crate) fn close(&self) {
+        let mut inner = self.inner();
+        let before = std::mem::take(&mut *inner);
+        inner.failures = before.failures;
         if before.open_until.is_some() {
             tracing::info!(asked_for = self.name, "the embedding source answers again");
         }
     }
 
-    pub(crate) fn fail(&self, error: &EmbedderError, ctx: &Ctx) {
+    /// The source works, as what it was sent shows: its faults are forgotten, unless it asked for a pause meanwhile.
+    pub(crate) fn forget(&self) {
         let mut inner = self.inner();
-        inner.failures = inner.failures.saturating_add(1);
-        inner.last_error = Some(error.to_string());
-        let is_final = matches!(error, EmbedderError::Unauthorised { .. } | EmbedderError::Dimensions { .. });
-        let asked = matches!(error, EmbedderError::Busy { retry_after: Some(_), .. });
-        if inner.failures < self.failures_max && !is_final && !asked {
+        if inner.open_until.is_none() {
+            *inner = Inner::default();
+        }
+    }
+
+    /// What was let through told nothing of the source; the next one decides.
+    pub(crate) fn release(&self, pass: Pass) {
+        if pass == Pass::Trial {
+            self.inner().trial_until = None;
+        }
+    }
+
+    /// Notes a fault. While the source is left alone only a trial's makes the pauses grow: the others were under way.
+    pub(crate) fn fail(&self, error: &EmbedderError, pass: Pass, ctx: &Ctx) {
+        if matches!(error, EmbedderError::Resting { .. }) {
+            // Nothing was asked.
             return;
         }
+        let mut inner = self.inner();
         let was_closed = inner.open_until.is_none();
-        let pause = self.pause(error, inner.failures - self.failures_max.min(inner.failures), ctx);
-        inner.open_until = Some(Instant::now() + pause);
+        if was_closed || pass == Pass::Trial {
+            inner.failures = inner.failures.saturating_add(1);
+        }
+        if pass == Pass::Trial {
+            inner.trial_until = None;
+        }
+        let is_final = matches!(error, EmbedderError::Unauthorised { .. } | EmbedderError::Dimensions { .. });
+        let asked = matches!(error, EmbedderError::Busy { retry_after: Some(_), .. });
+        if was_closed && inner.failures < self.failures_max && !is_final && !asked {
+            inner.last_error = Some(error.clone());
+            return;
+        }
+        let pause = self.pause(error, inner.failures.saturating_sub(self.failures_max), ctx);
+        let until = Instant::now() + pause;
+        if inner.open_until.is_none_or(|before| before < until) {
+            inner.open_until = Some(until);
+            inner.last_error = Some(error.clone());
+        }
         drop(inner);
         let seconds = pause.as_secs_f64();
         match (was_closed, is_final) {
@@ -158,7 +235,7 @@ impl Breaker {
         let micros = |pause: Duration| i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
         EmbedderStatus {
             state,
-            last_error: inner.last_error.clone(),
+            last_error: inner.last_error.as_ref().map(ToString::to_string),
             retry_at: remaining.map(|pause| now.plus_micros(micros(pause))),
         }
     }
@@ -180,13 +257,13 @@ mod tests {
     fn it_opens_after_faults_in_a_row_and_closes_with_an_answer() {
         let breaker = Breaker::new("queries", 3, Pace::default());
         for _ in 0..2 {
-            breaker.fail(&down(), &ctx());
+            breaker.fail(&down(), Pass::Ordinary, &ctx());
         }
         assert_eq!((breaker.state(), breaker.check()), (BreakerState::Closed, Ok(())));
         breaker.succeed();
         for _ in 0..3 {
             assert_eq!(breaker.check(), Ok(()));
-            breaker.fail(&down(), &ctx());
+            breaker.fail(&down(), Pass::Ordinary, &ctx());
         }
         assert_eq!(breaker.state(), BreakerState::Open);
         assert!(matches!(breaker.check(), Err(EmbedderError::Resting { reason, .. }) if reason.contains("is away")));
@@ -213,16 +290,91 @@ mod tests {
         let breaker = Breaker::new("queries", 3, Pace::default());
         let busy =
             |seconds| EmbedderError::Busy { reason: "429".to_owned(), retry_after: Some(Duration::from_secs(seconds)) };
-        breaker.fail(&busy(40), &ctx());
-        assert!(breaker.remaining() > Duration::from_secs(39), "{:?}", breaker.remaining());
-        breaker.fail(&busy(1_000_000), &ctx());
-        assert!(breaker.remaining() < RETRY_AFTER_MAX * 2);
+        breaker.fail(&busy(40), Pass::Ordinary, &ctx());
+        assert!(breaker.rest().unwrap() > Duration::from_secs(39), "{:?}", breaker.rest().unwrap());
+        breaker.fail(&busy(1_000_000), Pass::Ordinary, &ctx());
+        assert!(breaker.rest().unwrap() < RETRY_AFTER_MAX * 2);
     }
 
     #[test]
     fn what_only_the_operator_can_mend_opens_it_at_once_and_for_long() {
         let breaker = Breaker::new("queries", 3, Pace::default());
-        breaker.fail(&EmbedderError::Unauthorised { reason: "401".to_owned() }, &ctx());
-        assert!(breaker.remaining() > Duration::from_secs(140));
+        breaker.fail(&EmbedderError::Unauthorised { reason: "401".to_owned() }, Pass::Ordinary, &ctx());
+        assert!(breaker.rest().unwrap() > Duration::from_secs(140));
+    }
+
+    /// A breaker whose pause is over at once.
+    fn hasty() -> Breaker {
+        Breaker::new("queries", 1, Pace { first: Duration::ZERO, ..Pace::default() })
+    }
+
+    #[test]
+    fn requests_that_were_under_way_do_not_make_pauses_grow() {
+        let breaker = Breaker::new("queries", 3, Pace::default());
+        for _ in 0..25 {
+            breaker.fail(&down(), Pass::Ordinary, &ctx());
+        }
+        assert!(breaker.rest().unwrap() <= Pace::default().first, "{:?}", breaker.rest());
+    }
+
+    #[test]
+    fn a_longer_rest_is_not_cut_short() {
+        let breaker = Breaker::new("texts", 1, Pace::default());
+        let busy = EmbedderError::Busy { reason: "429".to_owned(), retry_after: Some(Duration::from_secs(40)) };
+        breaker.fail(&busy, Pass::Ordinary, &ctx());
+        let resting = breaker.check().unwrap_err();
+        for error in [&resting, &down()] {
+            breaker.fail(error, Pass::Ordinary, &ctx());
+            assert!(breaker.rest().unwrap() > Duration::from_secs(39), "{error}: {:?}", breaker.rest());
+            assert!(breaker.status(ctx().now()).last_error.unwrap().contains("429"));
+        }
+    }
+
+    #[test]
+    fn after_a_pause_one_request_decides() {
+        let breaker = hasty();
+        assert_eq!(breaker.pass(Duration::from_secs(9)), Ok(Pass::Ordinary));
+        breaker.fail(&down(), Pass::Ordinary, &ctx());
+        for _ in 0..3 {
+            assert_eq!(breaker.state(), BreakerState::HalfOpen);
+            assert_eq!(breaker.pass(Duration::from_secs(9)), Ok(Pass::Trial));
+            assert!(matches!(breaker.pass(Duration::from_secs(9)), Err(EmbedderError::Resting { .. })));
+            breaker.release(Pass::Trial);
+        }
+        // One that tells nothing does not keep others out for ever.
+        assert_eq!(breaker.pass(Duration::ZERO), Ok(Pass::Trial));
+        assert_eq!(breaker.pass(Duration::from_secs(9)), Ok(Pass::Trial));
+        breaker.succeed();
+        assert_eq!(breaker.pass(Duration::from_secs(9)), Ok(Pass::Ordinary));
+    }
+
+    #[test]
+    fn pauses_grow_with_the_trials_that_fail() {
+        let breaker = hasty();
+        for failures in 1..5 {
+            breaker.fail(&down(), Pass::Trial, &ctx());
+            breaker.fail(&down(), Pass::Ordinary, &ctx());
+            assert_eq!(breaker.inner().failures, failures);
+        }
+        // That it embeds a plain word is not enough.
+        breaker.close();
+        assert_eq!((breaker.state(), breaker.inner().failures), (BreakerState::Closed, 4));
+        breaker.fail(&down(), Pass::Ordinary, &ctx());
+        breaker.forget();
+        assert_eq!(breaker.inner().failures, 5, "it rests");
+        breaker.close();
+        breaker.forget();
+        assert_eq!(breaker.inner().failures, 0);
+    }
+
+    #[test]
+    fn a_pause_of_texts_alone_is_no_fault_of_the_source() {
+        let breaker = Breaker::new("texts", 1, Pace::default());
+        breaker.fail(&EmbedderError::Busy { reason: "429".to_owned(), retry_after: None }, Pass::Ordinary, &ctx());
+        assert!(breaker.check().is_err() && breaker.check_fault().is_ok());
+        breaker.fail(&EmbedderError::Unauthorised { reason: "401".to_owned() }, Pass::Ordinary, &ctx());
+        assert!(breaker.check_fault().is_err());
+        breaker.reset();
+        assert_eq!((breaker.state(), breaker.check()), (BreakerState::Closed, Ok(())));
     }
 }

@@ -99,7 +99,7 @@ impl Client {
     pub(super) async fn embed(&self, call: &Call<'_>, texts: &[&str]) -> Result<Vec<Vector>, EmbedderError> {
         match tokio::time::timeout(call.timeout, self.exchange(call, texts)).await {
             Ok(result) => result,
-            Err(_) => Err(EmbedderError::down(format!("has not answered within {} ms", call.timeout.as_millis()))),
+            Err(_) => Err(EmbedderError::too_slow(call.timeout)),
         }
     }
 

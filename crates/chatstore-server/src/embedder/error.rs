@@ -62,6 +62,19 @@ pub enum EmbedderError {
 }
 
 impl EmbedderError {
+    /// How long the source wants to be left alone, or is; nothing if it was just asked and said nothing of it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Resting { remaining, .. } => Some(*remaining),
+            Self::Busy { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    pub(super) fn too_slow(timeout: Duration) -> Self {
+        Self::down(format!("has not answered within {} ms", timeout.as_millis()))
+    }
+
     pub(super) fn down(reason: impl Into<String>) -> Self {
         Self::Down { reason: reason.into() }
     }

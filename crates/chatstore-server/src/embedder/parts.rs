@@ -1,7 +1,8 @@
 //! A long text as parts that a model takes whole, so that nothing at its end is lost.
 
-/// Parts of one text; of a longer one the parts grow instead.
-const PARTS_MAX: usize = 1_024;
+/// Parts of one text; of a longer one the parts grow instead. The longest content of the default settings is
+/// cut as small as a quarter of the default size.
+const PARTS_MAX: usize = 8_192;
 /// This share of a part stands in the part before, too: what is cut apart is whole in one of them.
 const OVERLAP_DIVISOR: usize = 10;
 
@@ -90,6 +91,17 @@ mod tests {
             let text = unit.repeat((4 << 20) / unit.len());
             let parts = parts(&text, 100);
             assert!(parts.len() <= PARTS_MAX && covers(&text, &parts), "{unit:?}: {}", parts.len());
+        }
+    }
+
+    #[test]
+    fn the_longest_text_of_the_default_settings_keeps_to_the_set_size() {
+        for unit in ["x", "wort ", "漢字。", "a.b\n\n"] {
+            let text = unit.repeat((1 << 20) / unit.len());
+            for bytes_max in [1_000, 250] {
+                let longest = parts(&text, bytes_max).iter().map(|part| part.len()).max().unwrap();
+                assert!(longest <= bytes_max, "{unit:?}: {longest}");
+            }
         }
     }
 

@@ -15,10 +15,15 @@ use crate::embedder::{Embedder, EmbedderError, parts};
 
 /// Tries of a message, each ended by a fault of its own or by the end of the worker.
 const ATTEMPTS_MAX: u32 = 5;
+/// Tries of a message beside others. One that takes the worker down does so alone after that, so that only its own
+/// attempts run out.
+const ATTEMPTS_BESIDE_OTHERS_MAX: u32 = 2;
 /// Before the second try; each further one waits twice as long.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// Bytes of the texts of one request, unless one text alone is longer: some sources bound a request as a whole.
 const BATCH_BYTES_MAX: usize = 256 << 10;
+/// A refused text of more bytes is cut in two: the model's window may be smaller than the settings say.
+const REFUSED_BYTES_MAX: usize = 200;
 /// Tries to store what was paid for.
 const STORE_TRIES_MAX: u32 = 5;
 
@@ -51,8 +56,21 @@ struct Job {
     is_done: bool,
 }
 
-/// A part's vector, or why there is none.
-type Part = Result<Vector, EmbedderError>;
+/// A part's vector, or several if it had to be cut smaller, or why there is none.
+type Part = Result<Vec<Vector>, EmbedderError>;
+
+/// Those of what was lent that are worked now, and those that are given back: messages that may have taken the worker
+/// down are worked one at a time, by the first lane.
+pub(super) fn choose(jobs: Vec<EmbeddingJob>, is_first_lane: bool) -> (Vec<EmbeddingJob>, Vec<EmbeddingJob>) {
+    let (suspects, others): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| job.attempts > ATTEMPTS_BESIDE_OTHERS_MAX);
+    let mut suspects = suspects.into_iter();
+    match suspects.next() {
+        Some(first) if is_first_lane => (vec![first], suspects.chain(others).collect()),
+        Some(first) => (others, std::iter::once(first).chain(suspects).collect()),
+        None => (others, Vec::new()),
+    }
+}
 
 impl Claim {
     pub(super) fn new(app: App, embedder: Arc<Embedder>, lease: Duration, jobs: Vec<EmbeddingJob>) -> Self {
@@ -76,7 +94,7 @@ impl Claim {
             self.give_back_finished(&mut found).await;
             if let Some(stop) = stopped {
                 if let Stop::Source(error) = stop {
-                    self.embedder.rest(&error);
+                    self.embedder.fail(&error);
                 }
                 self.give_back_unfinished().await;
                 return;
@@ -110,7 +128,7 @@ impl Claim {
                 Ok(vectors) => {
                     is_trusted = true;
                     for (place, vector) in found[range].iter_mut().zip(vectors) {
-                        *place = Some(Ok(vector));
+                        *place = Some(Ok(vec![vector]));
                     }
                     continue;
                 }
@@ -123,7 +141,7 @@ impl Claim {
                 is_trusted = true;
             }
             if range.len() == 1 {
-                found[range.start] = Some(Err(error));
+                found[range.start] = Some(self.embed_smaller(texts[range.start], error).await?);
             } else {
                 let middle = range.start + range.len() / 2;
                 todo.push(middle..range.end);
@@ -131,6 +149,28 @@ impl Claim {
             }
         }
         Ok(())
+    }
+
+    /// Embeds a text that was refused in halves, and these in halves again. A short one that is refused is at fault.
+    async fn embed_smaller(&mut self, text: &str, refusal: EmbedderError) -> Result<Part, Stop> {
+        let mut vectors = Vec::new();
+        let mut todo = halves(text, &refusal);
+        if todo.is_empty() {
+            return Ok(Err(refusal));
+        }
+        while let Some(half) = todo.pop() {
+            match self.ask(&[half]).await? {
+                Ok(found) => vectors.extend(found),
+                Err(error) => {
+                    let smaller = halves(half, &error);
+                    if smaller.is_empty() {
+                        return Ok(Err(error));
+                    }
+                    todo.extend(smaller);
+                }
+            }
+        }
+        Ok(Ok(vectors))
     }
 
     /// One request. The inner fault is one that a text may be the reason of.
@@ -144,7 +184,11 @@ impl Claim {
         };
         match answer {
             Err(error) if is_of_the_source(&error) => Err(Stop::Source(error)),
-            answer => Ok(answer),
+            Err(error) => Ok(Err(error)),
+            Ok(vectors) => {
+                self.embedder.breaker().forget();
+                Ok(Ok(vectors))
+            }
         }
     }
 
@@ -179,9 +223,9 @@ impl Claim {
                 continue;
             }
             job.is_done = true;
-            let vectors: Result<Vec<Vector>, EmbedderError> = own.iter_mut().filter_map(Option::take).collect();
+            let vectors: Result<Vec<Vec<Vector>>, EmbedderError> = own.iter_mut().filter_map(Option::take).collect();
             let outcome = match vectors {
-                Ok(vectors) => JobOutcome::Embedded { model: model.to_owned(), vectors },
+                Ok(vectors) => JobOutcome::Embedded { model: model.to_owned(), vectors: vectors.concat() },
                 Err(error) => outcome(&job.job, &error, now),
             };
             finished.push((job.job.clone(), outcome));
@@ -189,31 +233,48 @@ impl Claim {
         self.store(finished).await;
     }
 
-    /// The attempt is not theirs: they can be borrowed again at once.
-    async fn give_back_unfinished(&mut self) {
-        let due_at = self.app.ctx.now();
+    async fn give_back_unfinished(&self) {
         let open = self.jobs.iter().filter(|job| !job.is_done);
-        let given = open.map(|job| (job.job.clone(), JobOutcome::Later { due_at, counts: false })).collect();
-        self.store(given).await;
+        give_back(&self.app, open.map(|job| job.job.clone()).collect()).await;
     }
 
-    /// What cannot be stored is done again by whoever borrows it when the lease is over.
     async fn store(&self, outcomes: Vec<(EmbeddingJob, JobOutcome)>) {
-        if outcomes.is_empty() {
+        store(&self.app, outcomes).await;
+    }
+}
+
+/// Gives back messages whose attempt is not theirs: they can be borrowed again at once.
+pub(super) async fn give_back(app: &App, jobs: Vec<EmbeddingJob>) {
+    let due_at = app.ctx.now();
+    store(app, jobs.into_iter().map(|job| (job, JobOutcome::Later { due_at, counts: false })).collect()).await;
+}
+
+/// What cannot be stored is done again by whoever borrows it when the lease is over.
+async fn store(app: &App, outcomes: Vec<(EmbeddingJob, JobOutcome)>) {
+    if outcomes.is_empty() {
+        return;
+    }
+    let count = outcomes.len();
+    for tries in 1..=STORE_TRIES_MAX {
+        let stored = app.store.complete_embedding_jobs(outcomes.clone(), app.ctx.now()).await;
+        let Err(error) = stored else { return };
+        let passes = matches!(error, StoreError::Busy | StoreError::Unavailable { .. } | StoreError::Full);
+        if tries == STORE_TRIES_MAX || !passes || app.shutdown.is_cancelled() {
+            tracing::warn!(%error, messages = count, "what became of embeddings cannot be stored");
             return;
         }
-        let count = outcomes.len();
-        for tries in 1..=STORE_TRIES_MAX {
-            let stored = self.app.store.complete_embedding_jobs(outcomes.clone(), self.app.ctx.now()).await;
-            let Err(error) = stored else { return };
-            let passes = matches!(error, StoreError::Busy | StoreError::Unavailable { .. } | StoreError::Full);
-            if tries == STORE_TRIES_MAX || !passes || self.app.shutdown.is_cancelled() {
-                tracing::warn!(%error, messages = count, "what became of embeddings cannot be stored");
-                return;
-            }
-            super::pause(&self.app, Duration::from_millis(100 << tries)).await;
-        }
+        super::pause(app, Duration::from_millis(100 << tries)).await;
     }
+}
+
+/// A text as two that overlap, the later one first, if it may have been refused for its length.
+fn halves<'a>(text: &'a str, error: &EmbedderError) -> Vec<&'a str> {
+    if !matches!(error, EmbedderError::Refused { .. }) || text.len() <= REFUSED_BYTES_MAX {
+        return Vec::new();
+    }
+    let mut halves = parts(text, text.len() * 2 / 3);
+    halves.reverse();
+    halves
 }
 
 /// What becomes of a message whose own fault it is, or may be.

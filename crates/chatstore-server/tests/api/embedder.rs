@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_server::config::EmbeddingsUrl;
-use chatstore_server::embedder::{BreakerState, EmbedderError, EmbedderSettings};
+use chatstore_server::embedder::{BreakerState, Embedder, EmbedderError, EmbedderSettings, Pace};
 use serde_json::json;
 
 use crate::provider::{Answer, DIMENSIONS, PROVIDER_KEY, Provider, embedder, vector_of};
@@ -146,6 +146,54 @@ async fn a_source_that_hangs_costs_three_queries_two_seconds() {
     let error = client.embed_query("m", TEXT).await.unwrap_err();
     assert!(matches!(error, EmbedderError::Resting { .. }), "{error}");
     assert!(began.elapsed() < Duration::from_millis(500) && provider.asked().len() == 3);
+}
+
+#[tokio::test]
+async fn a_source_that_is_slow_at_first_is_ready_for_the_next_query() {
+    let provider = Provider::start().await;
+    provider.always(Answer::Slow(Duration::from_millis(2_600)));
+    let client = embedder(provider.settings("m"), &ctx());
+    let three = [TEXT; 3].map(|text| client.embed_query("m", text));
+    for result in futures_util::future::join_all(three).await {
+        assert!(matches!(result, Err(EmbedderError::Down { .. })), "{result:?}");
+    }
+    assert_ne!(client.status().state, BreakerState::Closed);
+    // The requests went on, and their answers tell that the source works.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!((client.status().state, client.status().last_error), (BreakerState::Closed, None));
+    provider.always(Answer::Vectors);
+    client.embed_query("m", TEXT).await.unwrap();
+}
+
+#[tokio::test]
+async fn queries_that_fail_together_are_one_fault_that_is_shown() {
+    let provider = Provider::start().await;
+    provider.always(Answer::Status(500, None));
+    let client = Arc::new(Embedder::new(provider.settings("m"), ctx()).unwrap());
+    let many = [TEXT; 25].map(|text| client.embed_query("m", text));
+    for result in futures_util::future::join_all(many).await {
+        result.unwrap_err();
+    }
+    let error = client.embed_query("m", TEXT).await.unwrap_err();
+    assert!(error.retry_after().is_some_and(|rest| rest <= Pace::default().first), "{error:?}");
+    let status = client.status();
+    assert!(status.state == BreakerState::Open && status.retry_at.is_some(), "{status:?}");
+    assert!(status.last_error.unwrap().contains("status 500"));
+    provider.always(Answer::Vectors);
+    client.reset();
+    client.embed_query("m", TEXT).await.unwrap();
+    assert_eq!(client.status().state, BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn a_query_has_the_prefix_that_the_model_wants() {
+    let provider = Provider::start().await;
+    let settings = EmbedderSettings { query_prefix: "search_query: ".to_owned(), ..provider.settings("m") };
+    let client = embedder(settings, &ctx());
+    client.embed_query("m", TEXT).await.unwrap();
+    client.embed_query("old", TEXT).await.unwrap();
+    let asked: Vec<_> = provider.asked().iter().map(|asked| asked.body["input"].clone()).collect();
+    assert_eq!(asked, [json!([format!("search_query: {TEXT}")]), json!([TEXT])]);
 }
 
 #[tokio::test]

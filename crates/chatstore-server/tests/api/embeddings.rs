@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{ROOT_KEY, TestApp, api_tests, limits};
 use crate::client::{Client, Reply, text};
-use crate::provider::{DIMENSIONS, Provider, embedder, vector_of};
+use crate::provider::{Answer, DIMENSIONS, Provider, embedder, vector_of};
 
 const BACKLOG: &str = "/api/v1/admin/embeddings";
 
@@ -34,6 +34,9 @@ api_tests! {
     an_import_is_queued
     operators_see_source_backlog_and_models
     what_was_put_aside_can_be_tried_again
+    another_try_asks_a_source_that_was_left_alone
+    beside_a_source_a_vector_names_its_model
+    a_page_ends_early_if_its_vectors_are_large
 }
 
 async fn put(client: &Client, message_id: &str, body: Value) -> Reply {
@@ -244,7 +247,7 @@ async fn what_has_no_vector_of_the_source_is_queued(app: TestApp) {
         (json!({"content": "one"}), 1),
         (json!({"content": ""}), 0),
         (json!({"content": "two", "embedding": own, "embedding_model": "m"}), 0),
-        (json!({"content": "three", "embedding": own}), 0),
+        (json!({"content": "three", "embedding": own, "embedding_model": "m"}), 0),
         (json!({"content": "four", "embedding": [1, 2], "embedding_model": "other"}), 1),
         (json!([{"content": "five"}, {"content": "six"}, {"content": ""}]), 2),
     ] {
@@ -259,7 +262,7 @@ async fn what_has_no_vector_of_the_source_is_queued(app: TestApp) {
     assert_eq!(pending(&client).await, count);
     client.patch(&path, json!({"content": "three again"})).await.expect(200);
     assert_eq!(pending(&client).await, count + 1);
-    put(&client, &text(&three["message_id"]), json!({"embedding": own})).await.expect(200);
+    put(&client, &text(&three["message_id"]), json!({"embedding": own, "model": "m"})).await.expect(200);
     assert_eq!(pending(&client).await, count, "what brings its vector waits no longer");
     client.delete(&format!("/api/v1/sessions/{id}")).await.expect(200);
     assert!(provider.asked().is_empty(), "no request waits for the source");
@@ -332,4 +335,66 @@ async fn what_was_put_aside_can_be_tried_again(app: TestApp) {
     assert_eq!(client.post(&retry, json!({})).await.expect(200), json!({"queued": 0}));
     let backlog = app.store.get_embedding_backlog(&Scope::project(ProjectId::DEFAULT)).await.unwrap();
     assert_eq!((backlog.pending, backlog.parked), (1, 0));
+}
+
+async fn another_try_asks_a_source_that_was_left_alone(app: TestApp) {
+    let provider = Provider::start().await;
+    provider.always(Answer::Status(503, Some("3000")));
+    let client = with_embeddings(&app, Some(embedder(provider.settings("m"), &app.ctx)), None).await;
+    let by_meaning = json!({"query": "tea", "mode": "vector"});
+    let refused = client.post("/api/v1/search", &by_meaning).await;
+    refused.expect_problem(503, "embeddings_unavailable");
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((2_990..=3_000).contains(&seconds), "{seconds}");
+    provider.always(Answer::Vectors);
+    client.post("/api/v1/search", &by_meaning).await.expect_problem(503, "embeddings_unavailable");
+    client.post(&format!("{BACKLOG}/retry"), json!({})).await.expect(200);
+    client.post("/api/v1/search", &by_meaning).await.expect(200);
+}
+
+async fn beside_a_source_a_vector_names_its_model(app: TestApp) {
+    let provider = Provider::start().await;
+    let client = with_embeddings(&app, Some(embedder(provider.settings("m"), &app.ctx)), None).await;
+    let id = client.new_session("n").await;
+    let message = text(&client.new_message(&id, "x").await["message_id"]);
+    let unnamed = json!([{"content": "a"}, {"content": "b", "embedding": [1, 2]}]);
+    client.post(&list(&id), unnamed).await.expect_invalid(&["/1/embedding_model"]);
+    client.post(&list(&id), json!({"content": "b", "embedding": [1, 2]})).await.expect_invalid(&["/embedding_model"]);
+    put(&client, &message, json!({"embedding": [1, 2]})).await.expect_invalid(&["/model"]);
+    for body in [json!({"embedding": [1, 2]}), json!({"embedding": [1, 2], "query": "x"})] {
+        client.post("/api/v1/search", body).await.expect_invalid(&["/embedding_model"]);
+    }
+    let beside_words = json!({"embedding": [1, 2], "query": "x", "mode": "text"});
+    client.post("/api/v1/search", beside_words).await.expect(200);
+    for model in ["m", "mine"] {
+        put(&client, &message, json!({"embedding": [1, 2], "model": model})).await.expect(200);
+        let named = json!({"content": "b", "embedding": [1, 2], "embedding_model": model});
+        client.post(&list(&id), named).await.expect(201);
+        client.post("/api/v1/search", json!({"embedding": [1, 2], "embedding_model": model})).await.expect(200);
+    }
+}
+
+async fn a_page_ends_early_if_its_vectors_are_large(app: TestApp) {
+    let admin = app.admin();
+    let id = admin.new_session("n").await;
+    let numbers = vec![0.5; 4_000];
+    let models = |count: usize| (0..count).map(|n| format!("m{n}"));
+    // 48 kB on the wire for each model: 90 models are 4.3 MB a message.
+    for n in 0..6 {
+        let message = text(&admin.new_message(&id, &format!("number {n}")).await["message_id"]);
+        for model in models(90) {
+            put(&admin, &message, json!({"embedding": numbers, "model": model})).await.expect(200);
+        }
+    }
+    assert_eq!(admin.get(&list(&id)).await.items().len(), 6);
+    let (mut next, mut pages, mut seen) =
+        (Some(format!("{}?include=embedding&order=asc", list(&id))), Vec::new(), Vec::new());
+    while let Some(path) = next {
+        let page = admin.get(&path).await;
+        pages.push(page.items().len());
+        seen.extend(page.column("seq"));
+        assert!(page.items().iter().all(|message| message["embeddings"].as_array().map(Vec::len) == Some(90)));
+        next = page.next();
+    }
+    assert_eq!((pages, seen), (vec![4, 2], (1..=6).map(Value::from).collect::<Vec<_>>()));
 }

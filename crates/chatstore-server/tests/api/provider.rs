@@ -19,6 +19,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The key that the source is presented.
 pub(crate) const PROVIDER_KEY: &str = "sk-hush-hush-hush";
+/// What it is asked for to find out whether it works.
+pub(crate) const PROBE: &str = "hello";
 /// Numbers of its vectors.
 pub(crate) const DIMENSIONS: usize = 64;
 
@@ -109,6 +111,13 @@ impl Provider {
         self.inner.asked.lock().unwrap().clone()
     }
 
+    /// The texts that it was asked for so far, but those that try whether it works.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let asked = self.asked();
+        let texts = asked.iter().flat_map(Asked::texts).filter(|text| *text != PROBE);
+        texts.map(str::to_owned).collect()
+    }
+
     /// How often it was asked for a text, in whatever company.
     pub(crate) fn times(&self, text: &str) -> usize {
         self.asked().iter().map(|asked| asked.texts().iter().filter(|asked| **asked == text).count()).sum()
@@ -131,6 +140,8 @@ impl Provider {
             timeout: Duration::from_secs(10),
             concurrency: 1,
             input_bytes_max: 1_000,
+            query_prefix: String::new(),
+            document_prefix: String::new(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chatstore_core::clock::Ctx;
@@ -13,26 +14,32 @@ use chatstore_core::search::{Derived, SearchFilter};
 use chatstore_core::sessions::NewSession;
 use chatstore_core::store::{ExpectedVersion, Scope};
 use chatstore_server::app::App;
-use chatstore_server::embedder::{BreakerState, Embedder, EmbedderSettings};
+use chatstore_server::embedder::{BreakerState, Embedder, EmbedderSettings, Pace};
 use chatstore_server::worker::{self, WorkerPace};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{ROOT_KEY, STEP_US, TestApp, api_tests, limits};
-use crate::provider::{Answer, Provider, embedder, vector_of};
+use crate::provider::{Answer, PROBE, Provider, embedder, vector_of};
 
 api_tests! {
     an_appended_message_is_found_by_its_meaning
     a_long_text_is_embedded_to_its_end
+    a_text_has_the_prefix_that_the_model_wants
     an_edit_is_embedded_anew
     what_is_deleted_meanwhile_gets_no_vector
     a_text_that_is_refused_is_put_aside_alone
     a_text_that_breaks_the_source_is_put_aside_in_the_end
     a_source_that_fails_costs_no_attempts
     a_source_that_asks_for_a_pause_gets_it
+    pauses_grow_although_a_word_is_embedded
+    what_the_operator_has_mended_is_tried_at_once
+    what_is_too_long_for_the_model_is_cut_smaller
+    what_was_there_before_the_source_is_known_to_be_missing
     vectors_of_another_length_are_never_stored
     what_a_killed_worker_held_is_done_by_another
     what_takes_the_worker_down_is_put_aside
+    only_what_takes_the_worker_down_runs_out_of_tries
     what_takes_longer_than_a_lease_stays_with_its_worker
     a_worker_that_stops_gives_back_what_it_holds
     several_workers_ask_for_each_text_once
@@ -74,7 +81,10 @@ impl Process {
     }
 
     async fn start_at(test: &TestApp, settings: EmbedderSettings, pace: WorkerPace) -> Self {
-        let embedder = embedder(settings, &test.ctx);
+        Self::start_with(test, embedder(settings, &test.ctx), pace).await
+    }
+
+    async fn start_with(test: &TestApp, embedder: Arc<Embedder>, pace: WorkerPace) -> Self {
         let app = App::new(test.store.clone(), test.ctx.clone(), Some(ROOT_KEY), limits(), CancellationToken::new());
         let app = app.await.unwrap().with_embeddings(Some(embedder.clone()), None);
         let worker = worker::start(app.clone(), pace);
@@ -206,6 +216,18 @@ async fn a_long_text_is_embedded_to_its_end(app: TestApp) {
     }
 }
 
+async fn a_text_has_the_prefix_that_the_model_wants(app: TestApp) {
+    let provider = Provider::start().await;
+    let settings = EmbedderSettings { document_prefix: "search_document: ".to_owned(), ..provider.settings("m") };
+    let _process = Process::start(&app, settings).await;
+    let session = app.session().await;
+    app.append(session, &["one", "two"]).await;
+    app.all_done().await;
+    for text in ["one", "two"] {
+        assert_eq!(provider.times(&format!("search_document: {text}")), 1);
+    }
+}
+
 async fn an_edit_is_embedded_anew(app: TestApp) {
     let provider = Provider::start().await;
     let _process = Process::start(&app, provider.settings("m")).await;
@@ -227,7 +249,7 @@ async fn what_is_deleted_meanwhile_gets_no_vector(app: TestApp) {
     let _process = Process::start(&app, settings).await;
     let session = app.session().await;
     let messages = app.append(session, &["short lived", "long lived"]).await;
-    eventually("it is asked for", async || (!provider.asked().is_empty()).then_some(())).await;
+    eventually("it is asked for", async || (provider.times("short lived") > 0).then_some(())).await;
     app.store.delete_message(&scope(), messages[0], ExpectedVersion::Any, app.ctx.now()).await.unwrap();
     let patch = MessagePatch { content: Some("edited".to_owned()), embed: true, ..MessagePatch::default() };
     app.store.update_message(&scope(), messages[1], patch, ExpectedVersion::Any, app.ctx.now()).await.unwrap();
@@ -307,23 +329,99 @@ async fn a_source_that_fails_costs_no_attempts(app: TestApp) {
 async fn a_source_that_asks_for_a_pause_gets_it(app: TestApp) {
     let provider = Provider::start().await;
     let (told, mut times) = tokio::sync::mpsc::unbounded_channel();
-    provider.answers(move |_| {
+    provider.answers(move |asked| {
+        if asked.texts() == ["a query"] {
+            return Answer::Vectors;
+        }
         told.send(Instant::now()).unwrap();
         Answer::Status(429, Some("1"))
     });
     let process = Process::start(&app, provider.settings("m")).await;
-    let session = app.session().await;
-    let messages = app.append(session, &["one", "two"]).await;
     let first = times.recv().await.unwrap();
     eventually("it rests", async || (process.embedder.status().state == BreakerState::Open).then_some(())).await;
-    // A search is not held up by it, and does not ask either.
-    process.embedder.embed_query("m", "a query").await.unwrap_err();
+    let session = app.session().await;
+    let messages = app.append(session, &["one", "two"]).await;
+    // A search may ask: it was the texts that were too many.
+    process.embedder.embed_query("m", "a query").await.unwrap();
+    assert_eq!(process.embedder.status().state, BreakerState::Open);
     let second = times.recv().await.unwrap();
     assert!(second - first >= Duration::from_millis(990), "{:?}", second - first);
     provider.always(Answer::Vectors);
     app.all_done().await;
     assert_eq!(app.vectors(&messages).await.len(), 2);
-    assert_eq!(provider.times("a query"), 0);
+}
+
+async fn pauses_grow_although_a_word_is_embedded(app: TestApp) {
+    let provider = Provider::start().await;
+    provider.answers(|asked| match asked.texts() == [PROBE] {
+        true => Answer::Vectors,
+        false => Answer::Status(429, None),
+    });
+    let first = Duration::from_millis(20);
+    let embedder = Embedder::with_pace(provider.settings("m"), app.ctx.clone(), Pace { first, ..Pace::default() });
+    let process = Process::start_with(&app, Arc::new(embedder.unwrap()), pace()).await;
+    let session = app.session().await;
+    app.append(session, &["one"]).await;
+    eventually("it is asked for", async || (provider.times("one") > 0).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // 10 to 20 ms, then twice as long each time.
+    assert!((3..=9).contains(&provider.times("one")), "{}", provider.times("one"));
+    provider.always(Answer::Vectors);
+    process.embedder.reset();
+    app.all_done().await;
+}
+
+async fn what_the_operator_has_mended_is_tried_at_once(app: TestApp) {
+    let provider = Provider::start().await;
+    provider.always(Answer::Status(404, None));
+    let embedder = Arc::new(Embedder::new(provider.settings("m"), app.ctx.clone()).unwrap());
+    let process = Process::start_with(&app, embedder, pace()).await;
+    // It is known before the first message comes.
+    let error = eventually("it is asked", async || process.embedder.status().last_error).await;
+    assert!(error.contains("check EMBEDDINGS_URL") && provider.texts().is_empty(), "{error}");
+    let session = app.session().await;
+    let messages = app.append(session, &["one"]).await;
+    let error = process.embedder.embed_query("m", "a query").await.unwrap_err();
+    assert!(error.retry_after().unwrap() > Duration::from_secs(100), "{error:?}");
+    provider.always(Answer::Vectors);
+    process.embedder.reset();
+    process.embedder.embed_query("m", "a query").await.unwrap();
+    app.all_done().await;
+    assert_eq!(app.vectors(&messages).await.len(), 1);
+}
+
+async fn what_is_too_long_for_the_model_is_cut_smaller(app: TestApp) {
+    let provider = Provider::start().await;
+    provider.answers(|asked| match asked.texts().iter().any(|text| text.len() > 300 || text.contains("poison")) {
+        true => Answer::Status(400, None),
+        false => Answer::Vectors,
+    });
+    let _process = Process::start(&app, provider.settings("m")).await;
+    let session = app.session().await;
+    let filler = "filler words that say little. ".repeat(30);
+    let long = format!("{filler}zebra xylophone quagga. {filler}");
+    let messages = app.append(session, &["short", &long, &format!("{filler}poison. {filler}")]).await;
+    let backlog = app.all_done().await;
+    let reason = "the embedding source refuses the text (status 400, no_luck)".to_owned();
+    assert_eq!(backlog.parked_examples, [(messages[2], reason)]);
+    assert_eq!(app.nearest("m", "zebra xylophone quagga", 64).await[0], messages[1]);
+    let found = app.vectors(&messages).await;
+    assert!(found.len() == 2 && found.iter().any(|(id, _, parts)| *id == messages[1] && (7..20).contains(parts)));
+    assert!(provider.texts().len() < 60, "{}", provider.texts().len());
+}
+
+async fn what_was_there_before_the_source_is_known_to_be_missing(app: TestApp) {
+    let provider = Provider::start().await;
+    let session = app.session().await;
+    app.append(session, &["one", "two"]).await;
+    let hold = Arc::new(AtomicBool::new(true));
+    let holds = hold.clone();
+    provider.answers(move |_| if holds.load(Ordering::SeqCst) { Answer::Status(500, None) } else { Answer::Vectors });
+    let process = Process::start(&app, provider.settings("m")).await;
+    assert!(process.embedder.is_catching_up());
+    hold.store(false, Ordering::SeqCst);
+    app.all_done().await;
+    eventually("nothing is missing", async || (!process.embedder.is_catching_up()).then_some(())).await;
 }
 
 async fn vectors_of_another_length_are_never_stored(app: TestApp) {
@@ -347,7 +445,7 @@ async fn what_a_killed_worker_held_is_done_by_another(app: TestApp) {
     let process = Process::start(&app, provider.settings("m")).await;
     let session = app.session().await;
     let messages = app.append(session, &["one", "two", "three"]).await;
-    eventually("it is asked for", async || (!provider.asked().is_empty()).then_some(())).await;
+    eventually("it is asked for", async || (provider.times("one") > 0).then_some(())).await;
     process.kill().await;
     provider.always(Answer::Vectors);
     let _next = Process::start(&app, provider.settings("m")).await;
@@ -376,7 +474,33 @@ async fn what_takes_the_worker_down_is_put_aside(app: TestApp) {
     let backlog = app.all_done().await;
     assert_eq!(backlog.parked_examples[0].0, message);
     assert!(backlog.parked_examples[0].1.contains("tried 5 times"), "{backlog:?}");
-    assert_eq!(provider.asked().len(), 0);
+    assert_eq!(provider.times("deadly"), 0);
+}
+
+async fn only_what_takes_the_worker_down_runs_out_of_tries(app: TestApp) {
+    let provider = Provider::start().await;
+    provider.answers(|asked| if asked.texts().contains(&"deadly") { Answer::Hang } else { Answer::Vectors });
+    let session = app.session().await;
+    let settings = EmbedderSettings { concurrency: 2, ..provider.settings("m") };
+    app.store.set_embedding_source("m").await.unwrap();
+    let messages = app.append(session, &["one", "two", "deadly", "three", "four", "five", "six"]).await;
+    let mut deaths = 0;
+    let backlog = loop {
+        let before = provider.times("deadly");
+        let process = Process::start(&app, settings.clone()).await;
+        let is_asked = eventually("it is asked for or put aside", async || {
+            let is_asked = provider.times("deadly") > before;
+            (is_asked || app.backlog().await.parked > 0).then_some(is_asked)
+        });
+        if !is_asked.await {
+            break app.all_done().await;
+        }
+        process.kill().await;
+        deaths += 1;
+        app.pass(Duration::from_secs(71));
+    };
+    assert_eq!((backlog.parked, backlog.parked_examples[0].0, deaths), (1, messages[2], 5));
+    assert_eq!(app.vectors(&messages).await.len(), 6);
 }
 
 async fn what_takes_longer_than_a_lease_stays_with_its_worker(app: TestApp) {
@@ -391,7 +515,7 @@ async fn what_takes_longer_than_a_lease_stays_with_its_worker(app: TestApp) {
     let session = app.session().await;
     let message = app.append(session, &[&"a few words that fill their place. ".repeat(600)]).await;
     app.all_done().await;
-    let (asked, parts) = (provider.asked().len(), app.vectors(&message).await[0].2);
+    let (asked, parts) = (provider.texts().len(), app.vectors(&message).await[0].2);
     assert!(parts > 20 && asked == parts, "{asked} requests for {parts} parts");
 }
 
@@ -401,9 +525,9 @@ async fn a_worker_that_stops_gives_back_what_it_holds(app: TestApp) {
     let session = app.session().await;
     let messages = app.append(session, &["one", "two"]).await;
     for _ in 0..7 {
-        let before = provider.asked().len();
+        let before = provider.times("one");
         let process = Process::start(&app, provider.settings("m")).await;
-        eventually("it is asked for", async || (provider.asked().len() > before).then_some(())).await;
+        eventually("it is asked for", async || (provider.times("one") > before).then_some(())).await;
         process.stop().await;
     }
     provider.always(Answer::Vectors);
@@ -428,8 +552,7 @@ async fn several_workers_ask_for_each_text_once(app: TestApp) {
         texts.extend(own);
     }
     assert_eq!(app.all_done().await.models[0].vectors, 200);
-    let asked = provider.asked();
-    let all: Vec<&str> = asked.iter().flat_map(|asked| asked.texts()).collect();
+    let all = provider.texts();
     assert_eq!(all.len(), 200);
     assert_eq!(all.iter().collect::<HashSet<_>>().len(), texts.len());
     for process in processes {

@@ -9,7 +9,7 @@ use chatstore_core::store::StoreError;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::source::source_model;
-use super::vectors::replace_vectors;
+use super::vectors::{Origin, replace_vectors};
 use crate::columns::id_column;
 use crate::messages::SEQ_END;
 use crate::search::reindex::Reindexing;
@@ -40,6 +40,9 @@ const LEND_JOB: &str =
     "update embedding_jobs set version = ?2, attempts = attempts + 1, due_at = ?3 where message_no = ?1";
 const SELECT_LENT_NO: &str = "select j.message_no from messages m join embedding_jobs j on j.message_no = m.message_no
     where m.message_id = ?1 and j.version = ?2 and j.attempts = ?3 and j.parked_reason is null";
+const HAS_BROUGHT: &str = "select exists (select 1 from embedding_models k
+    join message_embeddings e on e.message_no = ?1 and e.model_no = k.model_no
+    where k.project_id = ?2 and k.model = ?3 and e.is_made = 0)";
 const DEFER_JOB: &str = "update embedding_jobs set attempts = attempts - ?3, due_at = ?2 where message_no = ?1";
 const PARK_JOB: &str = "update embedding_jobs set due_at = ?2, parked_reason = ?3 where message_no = ?1";
 const RETRY_PARKED: &str = "update embedding_jobs
@@ -56,6 +59,7 @@ pub(crate) const STATEMENTS: &[&str] = &[
     SELECT_LENT,
     LEND_JOB,
     SELECT_LENT_NO,
+    HAS_BROUGHT,
     DEFER_JOB,
     PARK_JOB,
     RETRY_PARKED,
@@ -104,7 +108,7 @@ pub(crate) fn insert_job(
 
 /// Queues a message that has a text, no vector of `model`, and is not waiting.
 pub(crate) fn queue_anew(connection: &Connection, message: &Reindexing, model: &str) -> rusqlite::Result<()> {
-    if message.content.is_empty() {
+    if !message.has_text {
         return Ok(());
     }
     let params = params![message.message_no, message.home.project_id.as_bytes(), message.version, model];
@@ -174,13 +178,17 @@ pub(super) fn complete(
         return Ok(());
     };
     match outcome {
+        // The source has changed meanwhile: the text waits for vectors of the new model.
+        JobOutcome::Embedded { model, .. } if source_model(connection)?.is_some_and(|source| source != model) => {
+            defer(connection, message_no, now, true)?;
+        }
+        // Nothing replaces what somebody brought.
+        JobOutcome::Embedded { model, .. } if has_brought(connection, job, message_no, &model)? => {
+            delete_job(connection, message_no)?;
+        }
         JobOutcome::Embedded { model, vectors } => {
-            match replace_vectors(connection, job.project_id, message_no, &model, &vectors) {
-                Ok(()) if source_model(connection)?.is_none_or(|source| source == model) => {
-                    delete_job(connection, message_no)?;
-                }
-                // The source has changed meanwhile: the text needs one of the new model, too.
-                Ok(()) => defer(connection, message_no, now, false)?,
+            match replace_vectors(connection, job.project_id, message_no, &model, &vectors, Origin::Made) {
+                Ok(()) => delete_job(connection, message_no)?,
                 Err(Failure::Answer(StoreError::Invalid { detail, .. })) => {
                     park(connection, message_no, now, &format!("its vector {detail}"))?;
                 }
@@ -191,6 +199,11 @@ pub(super) fn complete(
         JobOutcome::Parked { reason } => park(connection, message_no, now, &reason)?,
     }
     Ok(())
+}
+
+fn has_brought(connection: &Connection, job: &EmbeddingJob, message_no: i64, model: &str) -> rusqlite::Result<bool> {
+    let params = params![message_no, job.project_id.as_bytes(), model];
+    connection.prepare_cached(HAS_BROUGHT)?.query_row(params, |row| row.get(0))
 }
 
 fn defer(connection: &Connection, message_no: i64, due_at: Timestamp, forgets: bool) -> rusqlite::Result<()> {

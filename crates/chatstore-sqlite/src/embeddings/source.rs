@@ -7,7 +7,7 @@ use chatstore_core::search::Derived;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::vectors::move_generation;
-use crate::search::reindex::{is_reindexing, start_reindex};
+use crate::search::reindex::{is_reindexing, note_reindex, start_reindex};
 
 pub(super) const SELECT_SOURCE: &str = "select model, serving from embedding_source";
 /// Whether a change of models is under way.
@@ -23,9 +23,10 @@ const RETIRE_MODEL: &str = "insert or ignore into retired_embedding_models (mode
 const UNRETIRE_MODEL: &str = "delete from retired_embedding_models where model = ?1";
 const SELECT_RETIRED: &str = "select model from retired_embedding_models limit 1";
 const LIST_RETIRED_VECTORS: &str = "select e.embedding_no, e.owner_no from embedding_models k
-    join message_embeddings e on e.model_no = k.model_no where k.model = ?1 limit ?2";
+    join message_embeddings e on e.model_no = k.model_no and e.is_made = 1 where k.model = ?1 limit ?2";
 const DELETE_VECTOR: &str = "delete from message_embeddings where embedding_no = ?1";
-const DELETE_MODELS: &str = "delete from embedding_models where model = ?1";
+const DELETE_MODELS: &str = "delete from embedding_models where model = ?1
+    and not exists (select 1 from message_embeddings e where e.model_no = embedding_models.model_no)";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] =
@@ -34,7 +35,7 @@ pub(crate) const STATEMENTS: &[&str] =
 #[cfg(test)]
 pub(crate) const SMALL_STATEMENTS: &[&str] = &[SELECT_SOURCE, IS_UNSETTLED, SAVE_SOURCE, SELECT_RETIRED];
 
-/// Vectors that are removed in one transaction.
+/// Vectors that are removed in one transaction. Those that somebody brought stay.
 const RETIRED_BATCH: u32 = 500;
 
 pub(super) fn source_row(row: &Row<'_>) -> rusqlite::Result<EmbeddingSource> {
@@ -55,6 +56,8 @@ pub(super) fn set_source(connection: &Connection, model: &str) -> rusqlite::Resu
     if let Some(source) = &before
         && source.model == model
     {
+        // Messages may have been stored where nobody queued them: by a server without a source.
+        note_reindex(connection, Derived::Embeddings)?;
         return Ok(source.clone());
     }
     let serving = match &before {
@@ -83,8 +86,8 @@ fn has_vectors(connection: &Connection, model: &str) -> rusqlite::Result<bool> {
     connection.prepare_cached(HAS_VECTORS)?.query_row(params![model], |row| row.get(0))
 }
 
-/// Lets the new model serve when nothing waits for it, and removes some vectors of those that were
-/// the source's before; tells whether more of these are left.
+/// Lets the new model serve when nothing waits for it, and removes some of the vectors that the
+/// source made with those before; tells whether more of these are left.
 pub(super) fn settle_source(connection: &Connection) -> rusqlite::Result<bool> {
     let Some(source) = get_source(connection)? else {
         return Ok(false);

@@ -18,8 +18,8 @@ const SELECT_OWNER: &str = "select o.owner_no from sessions s
 const INSERT_OWNER: &str = "insert into embedding_owners (project_id, user_id, generation)
     select project_id, coalesce(user_id, ''), 0 from sessions where session_no = ?1";
 const MOVE_GENERATION: &str = "update embedding_owners set generation = generation + 1 where owner_no = ?1";
-const INSERT_VECTOR: &str = "insert into message_embeddings (owner_no, model_no, message_no, part, vector)
-    values (?1, ?2, ?3, ?4, ?5)";
+const INSERT_VECTOR: &str = "insert into message_embeddings (owner_no, model_no, message_no, part, is_made, vector)
+    values (?1, ?2, ?3, ?4, ?5, ?6)";
 const DELETE_VECTORS_OF_MODEL: &str = "delete from message_embeddings where message_no = ?1 and model_no = ?2";
 const DELETE_VECTORS: &str = "delete from message_embeddings where message_no > ?1 and message_no <= ?2";
 
@@ -36,6 +36,15 @@ pub(crate) const STATEMENTS: &[&str] = &[
     DELETE_VECTORS,
 ];
 
+/// Where vectors come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A caller or an archive brought them: no change of the source's model removes them.
+    Brought,
+    /// The embedding source made them.
+    Made,
+}
+
 /// Replaces a message's vectors of a model. `Invalid` at `/embedding`, before anything is written,
 /// if they do not have the model's length.
 pub(crate) fn replace_vectors(
@@ -44,6 +53,7 @@ pub(crate) fn replace_vectors(
     message_no: i64,
     model: &str,
     vectors: &[Vector],
+    origin: Origin,
 ) -> Result<(), Failure> {
     let Some(first) = vectors.first() else {
         return Ok(());
@@ -63,7 +73,7 @@ pub(crate) fn replace_vectors(
         move_generation(connection, owner_no)?;
     }
     for (vector, part) in vectors.iter().zip(0_i64..) {
-        let params = params![owner_no, model_no, message_no, part, to_blob(vector)];
+        let params = params![owner_no, model_no, message_no, part, origin == Origin::Made, to_blob(vector)];
         connection.prepare_cached(INSERT_VECTOR)?.execute(params)?;
     }
     Ok(())

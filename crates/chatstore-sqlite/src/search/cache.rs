@@ -13,7 +13,7 @@ const PIECE_NUMBERS: usize = 64 << 10;
 #[derive(Clone, Default)]
 pub(super) struct Matrix {
     /// The owner's generation: while it is the same, vectors were added only.
-    pub(super) generation: i64,
+    generation: i64,
     /// The last vector that is in it.
     pub(super) last_embedding_no: i64,
     pieces: Vec<Arc<Piece>>,
@@ -22,14 +22,46 @@ pub(super) struct Matrix {
 
 #[derive(Clone, Default)]
 struct Piece {
-    /// Of each vector: its message and its length.
-    rows: Vec<(i64, f64)>,
+    rows: Vec<PieceRow>,
     numbers: Vec<f32>,
+}
+
+/// What is known of a vector.
+#[derive(Clone, Copy)]
+struct PieceRow {
+    embedding_no: i64,
+    message_no: i64,
+    length: f64,
 }
 
 impl Matrix {
     pub(super) fn new(generation: i64) -> Self {
         Self { generation, ..Self::default() }
+    }
+
+    pub(super) fn generation(&self) -> i64 {
+        self.generation
+    }
+
+    /// Brings it to a later generation: of its vectors those are left whose numbers are given, in
+    /// rising order.
+    pub(super) fn retain(&mut self, generation: i64, kept: &[i64]) {
+        let mut rest = kept;
+        let mut is_kept = |row: &PieceRow| {
+            let passed = rest.iter().take_while(|embedding_no| **embedding_no < row.embedding_no).count();
+            rest = &rest[passed..];
+            rest.first() == Some(&row.embedding_no)
+        };
+        for piece in &mut self.pieces {
+            let kept: Vec<bool> = piece.rows.iter().map(&mut is_kept).collect();
+            if kept.contains(&false) {
+                let left = piece.only(&kept);
+                self.bytes -= piece.bytes() - left.bytes();
+                *piece = Arc::new(left);
+            }
+        }
+        self.pieces.retain(|piece| !piece.rows.is_empty());
+        self.generation = generation;
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -45,7 +77,7 @@ impl Matrix {
         if let Some(piece) = self.pieces.last_mut() {
             // Copied only if another search still has it.
             let piece = Arc::make_mut(piece);
-            piece.rows.push((message_no, length(vector)));
+            piece.rows.push(PieceRow { embedding_no, message_no, length: length(vector) });
             if piece.numbers.capacity() - piece.numbers.len() < vector.len() {
                 // Twice as much as before, but no more than a piece can have.
                 let held = piece.numbers.len();
@@ -54,16 +86,34 @@ impl Matrix {
             piece.numbers.extend_from_slice(vector);
         }
         self.last_embedding_no = embedding_no;
-        self.bytes += size_of_val(vector) + size_of::<(i64, f64)>();
+        self.bytes += size_of_val(vector) + size_of::<PieceRow>();
     }
 
     /// Shows every message, its vector and the vector's length.
     pub(super) fn visit(&self, dimensions: usize, mut visit: impl FnMut(i64, &[f32], f64)) {
         for piece in &self.pieces {
-            for ((message_no, length), vector) in piece.rows.iter().zip(piece.numbers.chunks_exact(dimensions)) {
-                visit(*message_no, vector, *length);
+            for (row, vector) in piece.rows.iter().zip(piece.numbers.chunks_exact(dimensions)) {
+                visit(row.message_no, vector, row.length);
             }
         }
+    }
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.rows) + size_of_val(&*self.numbers)
+    }
+
+    /// A copy of those rows that are kept.
+    fn only(&self, kept: &[bool]) -> Self {
+        let dimensions = self.numbers.len() / self.rows.len().max(1);
+        let rows = self.rows.iter().zip(self.numbers.chunks_exact(dimensions.max(1))).zip(kept);
+        let mut left = Self::default();
+        for ((row, vector), _) in rows.filter(|(_, kept)| **kept) {
+            left.rows.push(*row);
+            left.numbers.extend_from_slice(vector);
+        }
+        left
     }
 }
 
@@ -110,7 +160,7 @@ impl VectorCache {
         self.bytes_max.saturating_sub(kept.bytes - own)
     }
 
-    /// Keeps a matrix unless a newer one is there; those used least recently make room.
+    /// Keeps a matrix unless it is empty or a newer one is there; those used least recently make room.
     pub(super) fn put(&self, key: MatrixKey, matrix: Matrix) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let age = |matrix: &Matrix| (matrix.generation, matrix.last_embedding_no);
@@ -118,6 +168,9 @@ impl VectorCache {
             return;
         }
         kept.remove(key);
+        if matrix.bytes == 0 {
+            return;
+        }
         while kept.bytes + matrix.bytes > self.bytes_max
             && let Some(oldest) = kept.least_recently_used()
         {
@@ -180,6 +233,28 @@ mod tests {
         }
         cache.put((1, 1), matrix(3, 1));
         assert_eq!(cache.get((1, 1)).unwrap().last_embedding_no, 1);
+    }
+
+    #[test]
+    fn what_was_removed_is_left_out_and_nothing_else() {
+        let mut matrix = Matrix::new(1);
+        let vector = vec![1.0; PIECE_NUMBERS / 4];
+        (1..=12).for_each(|n| matrix.push(n, n * 10, &vector));
+        let (before, full) = (matrix.clone(), matrix.bytes());
+        matrix.retain(2, &[1, 3, 4, 5, 6, 7, 8, 12, 13]);
+        let messages = |matrix: &Matrix| {
+            let mut seen = Vec::new();
+            matrix.visit(vector.len(), |message_no, _, _| seen.push(message_no));
+            seen
+        };
+        assert_eq!(messages(&matrix), [10, 30, 40, 50, 60, 70, 80, 120]);
+        assert_eq!((matrix.generation(), matrix.last_embedding_no, matrix.bytes()), (2, 12, full / 12 * 8));
+        assert!(Arc::ptr_eq(&matrix.pieces[1], &before.pieces[1]), "copied without need");
+        assert_eq!(messages(&before).len(), 12);
+        matrix.retain(3, &[]);
+        assert_eq!((messages(&matrix), matrix.bytes()), (vec![], 0));
+        matrix.push(14, 140, &vector);
+        assert_eq!(messages(&matrix), [140]);
     }
 
     #[test]

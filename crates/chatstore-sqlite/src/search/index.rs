@@ -21,6 +21,7 @@ const SELECT_ANALYSER_VERSION: &str = "select analyser_version from text_index";
 const EMPTY_TERMS: &str = "insert into message_terms (message_terms) values ('delete-all')";
 const EMPTY_TEXTS: &str = "delete from message_texts";
 const EMPTY_PENDING: &str = "delete from pending_texts";
+const EMPTY_DELETED: &str = "delete from deleted_terms";
 const SAVE_ANALYSER_VERSION: &str = "insert into text_index (only_row, analyser_version) values (1, ?1)
     on conflict (only_row) do update set analyser_version = ?1";
 const SELECT_ANY_MESSAGE: &str = "select exists (select 1 from messages)";
@@ -29,8 +30,15 @@ const SELECT_ANY_MESSAGE: &str = "select exists (select 1 from messages)";
 pub(super) const STATEMENTS: &[&str] = &[SELECT_TEXT, LIST_TEXTS, DELETE_TEXTS, DELETE_PENDING];
 /// Run once, when a store is opened.
 #[cfg(test)]
-pub(crate) const OPENING_STATEMENTS: &[&str] =
-    &[SELECT_ANALYSER_VERSION, EMPTY_TERMS, EMPTY_TEXTS, EMPTY_PENDING, SAVE_ANALYSER_VERSION, SELECT_ANY_MESSAGE];
+pub(crate) const OPENING_STATEMENTS: &[&str] = &[
+    SELECT_ANALYSER_VERSION,
+    EMPTY_TERMS,
+    EMPTY_TEXTS,
+    EMPTY_PENDING,
+    EMPTY_DELETED,
+    SAVE_ANALYSER_VERSION,
+    SELECT_ANY_MESSAGE,
+];
 
 /// Bytes of text that are analysed where the caller is; more takes a thread made for waiting.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -79,47 +87,49 @@ pub(crate) fn insert_text(
     if lexemes.is_empty() { Ok(()) } else { connection.insert_pending(message_no, created_at, lexemes) }
 }
 
-/// Replaces a message's words; either may be none.
+/// Replaces a message's words, `old` being those it had; either may be none.
 pub(crate) fn replace_text(
     connection: &WriteConnection,
     message_no: i64,
     created_at: i64,
-    old: String,
+    old: impl FnOnce() -> String,
     new: &str,
 ) -> rusqlite::Result<()> {
     let range = params![message_no - 1, message_no];
     connection.prepare_cached(DELETE_PENDING)?.execute(range)?;
     let found = connection.prepare_cached(SELECT_TEXT)?.query_row(params![message_no], |row| row.get(0)).optional()?;
     if let Some(text_no) = found {
-        connection.delete_terms(text_no, old);
+        connection.delete_terms(text_no, &old())?;
         connection.prepare_cached(DELETE_TEXTS)?.execute(range)?;
     }
     insert_text(connection, message_no, created_at, new)
 }
 
-/// Takes the words of the messages after `from` up to `to` out of the index; what they say must
-/// still be there.
+/// Makes the messages after `from` up to `to` unfindable, and has their words leave the index soon;
+/// what they say must still be there.
 pub(crate) fn delete_texts(connection: &WriteConnection, home: Home, from: i64, to: i64) -> rusqlite::Result<()> {
     connection.prepare_cached(DELETE_PENDING)?.execute(params![from, to])?;
     let mut statement = connection.prepare_cached(LIST_TEXTS)?;
     let mut rows = statement.query(params![from, to])?;
     while let Some(row) = rows.next()? {
-        connection.delete_terms(row.get(0)?, home.lexemes(row.get_ref(1)?.as_str()?));
+        connection.delete_terms(row.get(0)?, &home.lexemes(row.get_ref(1)?.as_str()?))?;
     }
     connection.prepare_cached(DELETE_TEXTS)?.execute(params![from, to]).map(drop)
 }
 
-/// Empties an index that another analyser made, or none, and has it made anew.
+/// Empties an index that an older analyser made, or none, and has it made anew. For the one process
+/// that serves the file: others, which may be older or newer, come and go beside it.
 pub(crate) fn require_analyser(connection: &mut Connection) -> rusqlite::Result<()> {
-    if analyser_version(connection)? == Some(ANALYSER_VERSION) {
+    if analyser_version(connection)? >= Some(ANALYSER_VERSION) {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been first.
-    if analyser_version(&transaction)? != Some(ANALYSER_VERSION) {
+    if analyser_version(&transaction)? < Some(ANALYSER_VERSION) {
         transaction.execute(EMPTY_TERMS, ())?;
         transaction.execute(EMPTY_TEXTS, ())?;
         transaction.execute(EMPTY_PENDING, ())?;
+        transaction.execute(EMPTY_DELETED, ())?;
         transaction.execute(SAVE_ANALYSER_VERSION, params![ANALYSER_VERSION])?;
         if transaction.query_row(SELECT_ANY_MESSAGE, (), |row| row.get(0))? {
             start_reindex(&transaction, Derived::Text)?;

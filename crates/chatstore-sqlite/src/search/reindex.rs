@@ -17,23 +17,30 @@ const START_REINDEX: &str = "insert into reindexes (derived, position) values (?
 pub(super) const SELECT_REINDEX: &str = "select position from reindexes where derived = ?1";
 const MOVE_REINDEX: &str = "update reindexes set position = ?2 where derived = ?1";
 const END_REINDEX: &str = "delete from reindexes where derived = ?1";
+const NOTE_REINDEX: &str = "insert or ignore into reindexes (derived, position) values (?1, 0)";
+/// Texts are read only where what they say matters.
 const LIST_REINDEXED: &str = "select m.message_no, m.created_at,
-        case when m.deleted_at is null and s.deleted_at is null then m.content else '' end, m.version,
-        s.project_id, s.session_id
+        case when ?3 and m.deleted_at is null and s.deleted_at is null then m.content else '' end, m.version,
+        s.project_id, s.session_id, m.deleted_at is null and s.deleted_at is null and octet_length(m.content) > 0
     from messages m join sessions s on s.session_no = m.message_no >> 32
     where m.message_no > ?1 order by m.message_no limit ?2";
 
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[START_REINDEX, SELECT_REINDEX, MOVE_REINDEX, END_REINDEX, LIST_REINDEXED];
+pub(super) const STATEMENTS: &[&str] =
+    &[START_REINDEX, NOTE_REINDEX, SELECT_REINDEX, MOVE_REINDEX, END_REINDEX, LIST_REINDEXED];
 
 /// How long one part may keep the writer, about: appends wait for it.
 const PART_MAX: Duration = Duration::from_millis(40);
 
-/// A message as a walk meets it; what is deleted says nothing.
+/// Bytes of lexemes that one part may leave to be taken out of the index: no more than are.
+const DELETED_MAX: usize = 2 << 10;
+
+/// A message as a walk meets it; what is deleted says nothing. `content` is read for the index alone.
 pub(crate) struct Reindexing {
     pub(crate) message_no: i64,
     pub(crate) created_at: i64,
     pub(crate) content: String,
+    pub(crate) has_text: bool,
     pub(crate) version: i64,
     pub(crate) home: Home,
 }
@@ -43,9 +50,14 @@ pub(crate) fn is_reindexing(connection: &Connection, derived: Derived) -> rusqli
     connection.prepare_cached(SELECT_REINDEX)?.exists(params![derived.as_str()])
 }
 
-/// Notes that something is to be made anew.
+/// Notes that something is to be made anew, from the first message on.
 pub(crate) fn start_reindex(connection: &Connection, derived: Derived) -> rusqlite::Result<()> {
     connection.prepare_cached(START_REINDEX)?.execute(params![derived.as_str()]).map(drop)
+}
+
+/// Notes that something is to be made anew; a walk that is under way goes on.
+pub(crate) fn note_reindex(connection: &Connection, derived: Derived) -> rusqlite::Result<()> {
+    connection.prepare_cached(NOTE_REINDEX)?.execute(params![derived.as_str()]).map(drop)
 }
 
 pub(super) fn reindex_some(connection: &WriteConnection, derived: Derived) -> Result<Reindexed, Failure> {
@@ -59,10 +71,10 @@ pub(super) fn reindex_some(connection: &WriteConnection, derived: Derived) -> Re
         Derived::Text => None,
         Derived::Embeddings => source_model(connection)?,
     };
-    let (begun, mut messages) = (Instant::now(), 0);
+    let (begun, deleted, mut messages) = (Instant::now(), connection.deleted(), 0);
     let mut more = false;
     let mut statement = connection.prepare_cached(LIST_REINDEXED)?;
-    let mut rows = statement.query(params![position, REINDEX_MESSAGES_BATCH])?;
+    let mut rows = statement.query(params![position, REINDEX_MESSAGES_BATCH, derived == Derived::Text])?;
     while let Some(row) = rows.next()? {
         let message = reindexing_row(row)?;
         match (derived, &source) {
@@ -72,8 +84,9 @@ pub(super) fn reindex_some(connection: &WriteConnection, derived: Derived) -> Re
         }
         position = message.message_no;
         messages += 1;
-        more =
-            messages == u64::from(REINDEX_MESSAGES_BATCH) || begun.elapsed() > PART_MAX || connection.deletes_enough();
+        more = messages == u64::from(REINDEX_MESSAGES_BATCH)
+            || begun.elapsed() > PART_MAX
+            || connection.deleted() - deleted >= DELETED_MAX;
         if more {
             break;
         }
@@ -95,6 +108,7 @@ fn reindexing_row(row: &Row<'_>) -> rusqlite::Result<Reindexing> {
         message_no: row.get(0)?,
         created_at: row.get(1)?,
         content: row.get(2)?,
+        has_text: row.get(6)?,
         version: row.get(3)?,
         home,
     })
@@ -106,5 +120,5 @@ fn reindex_text(connection: &WriteConnection, message: &Reindexing) -> rusqlite:
     if lexemes.is_empty() {
         return Ok(());
     }
-    replace_text(connection, message.message_no, message.created_at, lexemes.clone(), &lexemes)
+    replace_text(connection, message.message_no, message.created_at, || lexemes.clone(), &lexemes)
 }

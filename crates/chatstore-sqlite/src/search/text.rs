@@ -20,20 +20,29 @@ const LIST_CANDIDATES: &str = "select d.created_at, d.message_no
     from message_terms t cross join message_texts d on d.text_no = t.rowid
     where t.message_terms match ?1 and d.message_no > ?2 and d.message_no < ?3 and d.created_at >= ?4
         and d.created_at < ?5 and (d.created_at, d.message_no) < (?6, ?7)";
+/// Those with a lexeme from ?1 on and before ?2, in a bucket if ?3 names one. FTS5 itself would gather
+/// all of a prefix in one step, which nothing can stop.
+const LIST_CANDIDATES_IN_RANGE: &str = "select d.created_at, d.message_no, t.doc
+    from message_words t cross join message_texts d on d.text_no = t.doc
+    where t.term >= ?1 and t.term < ?2 and (?3 is null or substr(t.term, -5) = ?3) and d.message_no > ?4
+        and d.message_no < ?5 and d.created_at >= ?6 and d.created_at < ?7 and (d.created_at, d.message_no) < (?8, ?9)";
+const LIST_ROWS_IN_RANGE: &str = "select doc from message_words
+    where term >= ?1 and term < ?2 and (?3 is null or substr(term, -5) = ?3)";
 /// The latest texts, which the index does not hold yet: all are looked through.
 const LIST_PENDING: &str = "select created_at, message_no, lexemes from pending_texts
     where message_no > ?1 and message_no < ?2 and created_at >= ?3 and created_at < ?4
         and (created_at, message_no) < (?5, ?6)";
-const LIST_SESSIONS_OF_USER: &str =
-    "select session_no from sessions where project_id = ?1 and user_id = ?2 and deleted_at is null";
 
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[LIST_CANDIDATES, LIST_SESSIONS_OF_USER];
+pub(super) const STATEMENTS: &[&str] = &[LIST_CANDIDATES, LIST_CANDIDATES_IN_RANGE, LIST_ROWS_IN_RANGE];
 #[cfg(test)]
 pub(crate) const PENDING_STATEMENTS: &[&str] = &[LIST_PENDING];
 
 /// Candidates that are held at once; more take another walk over the index.
 const WINDOW: usize = 16_384;
+/// Rows of a second word that are held at once, to leave out those that do not have it; more are not
+/// worth it.
+const ROWS_MAX: usize = 1 << 20;
 /// What going through a byte of text costs, in bytes that are merely read.
 const ANALYSIS_COST: usize = 8;
 
@@ -81,12 +90,24 @@ pub(super) fn search(
 struct Index<'a> {
     reader: &'a Reader,
     asked: LexemeQuery,
+    source: Source,
+    /// What the lexemes end with that may count, if not all may.
+    bucket_end: Option<String>,
     /// Between which messages, these not included.
     bounds: (i64, i64),
-    /// The user's sessions, where the index names those of others in between.
-    sessions: Option<HashSet<i64>>,
     created: (i64, i64),
 }
+
+/// Where candidates come from: more than match, for each is looked at.
+enum Source {
+    /// FTS5, asked this.
+    Match(String),
+    /// Words in these ranges; only the rows that are named, if any are.
+    Ranges(Vec<Range>, Option<HashSet<i64>>),
+}
+
+/// Lexemes from the first to before the second.
+type Range = (String, String);
 
 impl<'a> Index<'a> {
     /// `None` if nothing can be found.
@@ -111,35 +132,42 @@ impl<'a> Index<'a> {
                 None => return Ok(None),
             },
         };
-        let is_prefix = |lexeme: &Lexeme| matches!(lexeme, Lexeme::Prefix(_));
-        let sessions = match filter.user(scope) {
-            Some(user_id) if filter.session_id.is_none() && asked.groups.iter().flatten().any(is_prefix) => {
-                let params = params![scope.project_id.as_bytes(), user_id];
-                let sessions = reader.query(LIST_SESSIONS_OF_USER, params, |row| row.get(0), |_| size_of::<i64>())?;
-                Some(sessions.into_iter().collect())
-            }
-            _ => None,
+        let bucket_end = bucket.map(|bucket| format!("·{:04x}", bucket.bits()));
+        let is_exact = |lexeme: &Lexeme| matches!(lexeme, Lexeme::Exact(_));
+        let exact: Vec<_> = asked.groups.iter().filter(|group| group.iter().all(is_exact)).collect();
+        let source = match exact.is_empty() {
+            false => Source::Match(match_expression(&exact)),
+            true => ranges(reader, &asked, bucket_end.as_deref())?,
         };
-        Ok(Some(Self { reader, asked, bounds, sessions, created: created_bounds(filter) }))
+        Ok(Some(Self { reader, asked, source, bucket_end, bounds, created: created_bounds(filter) }))
     }
 
     /// The newest candidates before a position, newest first, at most [`WINDOW`]. The index knows no
     /// order of time, so all are looked at; few are held.
     fn newest(&self, before: Position) -> Result<Vec<Position>, Failure> {
-        let mut newest: Vec<Position> = Vec::new();
+        let mut newest = Newest::default();
         let ((from, to), (after, until)) = (self.bounds, self.created);
-        let params = params![match_expression(&self.asked), from, to, after, until, before.0, before.1];
-        self.reader.visit(LIST_CANDIDATES, params, |row| {
-            let position: Position = (row.get(0)?, row.get(1)?);
-            if self.sessions.as_ref().is_none_or(|sessions| sessions.contains(&(position.1 >> 32))) {
-                newest.push(position);
+        match &self.source {
+            Source::Match(expression) => {
+                let params = params![expression, from, to, after, until, before.0, before.1];
+                self.reader.visit(LIST_CANDIDATES, params, |row| {
+                    newest.push((row.get(0)?, row.get(1)?));
+                    Ok(())
+                })?;
             }
-            if newest.len() == 2 * WINDOW {
-                newest.select_nth_unstable_by(WINDOW, |a, b| b.cmp(a));
-                newest.truncate(WINDOW);
+            Source::Ranges(ranges, rows) => {
+                for (start, end) in ranges {
+                    let params = params![start, end, self.bucket_end, from, to, after, until, before.0, before.1];
+                    self.reader.visit(LIST_CANDIDATES_IN_RANGE, params, |row| {
+                        let text_no = row.get(2)?;
+                        if rows.as_ref().is_none_or(|rows| rows.contains(&text_no)) {
+                            newest.push((row.get(0)?, row.get(1)?));
+                        }
+                        Ok(())
+                    })?;
+                }
             }
-            Ok(())
-        })?;
+        }
         let params = params![from, to, after, until, before.0, before.1];
         self.reader.visit(LIST_PENDING, params, |row| {
             let lexemes = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
@@ -149,9 +177,80 @@ impl<'a> Index<'a> {
             }
             Ok(())
         })?;
-        newest.sort_unstable_by(|a, b| b.cmp(a));
-        newest.truncate(WINDOW);
-        Ok(newest)
+        Ok(newest.into_sorted())
+    }
+}
+
+/// The newest candidates of those shown to it, each once.
+#[derive(Default)]
+struct Newest(Vec<Position>);
+
+impl Newest {
+    fn push(&mut self, position: Position) {
+        self.0.push(position);
+        if self.0.len() == 2 * WINDOW {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        self.0.sort_unstable_by(|a, b| b.cmp(a));
+        self.0.dedup();
+        self.0.truncate(WINDOW);
+    }
+
+    fn into_sorted(mut self) -> Vec<Position> {
+        self.cut();
+        self.0
+    }
+}
+
+/// Candidates by the longest word, which is likely the rarest, and the second longest.
+fn ranges(reader: &Reader, asked: &LexemeQuery, bucket_end: Option<&str>) -> Result<Source, Failure> {
+    // How many messages have such a word nobody knows.
+    reader.require_thread()?;
+    let mut groups: Vec<_> = asked.groups.iter().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(word_length(group)));
+    let ranges_of = |group: &[Lexeme]| group.iter().map(range).collect::<Vec<_>>();
+    let first = groups.first().map_or(Vec::new(), |group| ranges_of(group));
+    let mut rows = HashSet::new();
+    let Some(second) = groups.get(1) else {
+        return Ok(Source::Ranges(first, None));
+    };
+    for (start, end) in ranges_of(second) {
+        let mut statement = reader.prepare(LIST_ROWS_IN_RANGE)?;
+        let mut found = statement.query(params![start, end, bucket_end])?;
+        while let Some(row) = found.next()? {
+            rows.insert(row.get(0)?);
+            if rows.len() > ROWS_MAX {
+                return Ok(Source::Ranges(first, None));
+            }
+        }
+    }
+    Ok(Source::Ranges(first, Some(rows)))
+}
+
+/// Bytes of the shortest word of a group, and of the project's code before it; the empty one, which
+/// is in every group, aside.
+fn word_length(group: &[Lexeme]) -> usize {
+    let length = |lexeme: &Lexeme| text(lexeme).find('·').unwrap_or(text(lexeme).len());
+    let mut lengths: Vec<usize> = group.iter().map(length).collect();
+    lengths.sort_unstable();
+    lengths.get(1).or(lengths.first()).copied().unwrap_or_default()
+}
+
+/// Between which lexemes those stand that are meant.
+fn range(lexeme: &Lexeme) -> Range {
+    let end = match lexeme {
+        Lexeme::Exact(text) => format!("{text}\0"),
+        Lexeme::Prefix(text) => format!("{text}{}", char::MAX),
+    };
+    (text(lexeme).to_owned(), end)
+}
+
+fn text(lexeme: &Lexeme) -> &str {
+    match lexeme {
+        Lexeme::Exact(text) | Lexeme::Prefix(text) => text,
     }
 }
 
@@ -162,13 +261,41 @@ fn holds(lexemes: &str, wanted: &Lexeme) -> bool {
     })
 }
 
-/// The query as FTS5 reads it: every lexeme a string, so that nothing in it is an operator.
-fn match_expression(query: &LexemeQuery) -> String {
-    let string = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-    let lexeme = |lexeme: &Lexeme| match lexeme {
-        Lexeme::Exact(text) => string(text),
-        Lexeme::Prefix(text) => format!("{} *", string(text)),
-    };
-    let group = |group: &Vec<Lexeme>| format!("({})", group.iter().map(lexeme).collect::<Vec<_>>().join(" OR "));
-    query.groups.iter().map(group).collect::<Vec<_>>().join(" AND ")
+/// Exact lexemes as FTS5 reads them: every one a string, so that nothing in it is an operator.
+fn match_expression(groups: &[&Vec<Lexeme>]) -> String {
+    let string = |lexeme: &Lexeme| format!("\"{}\"", text(lexeme).replace('"', "\"\""));
+    let group = |group: &&Vec<Lexeme>| format!("({})", group.iter().map(string).collect::<Vec<_>>().join(" OR "));
+    groups.iter().map(group).collect::<Vec<_>>().join(" AND ")
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::{Connection, ErrorCode, params};
+
+    use super::*;
+    use crate::tests::migrated;
+
+    #[test]
+    fn a_walk_over_a_prefix_can_be_stopped() {
+        let mut connection = migrated();
+        connection
+            .execute_batch(
+                "with recursive n (n) as (select 1 union all select n + 1 from n where n < 2000)
+                insert into message_terms (rowid, lexemes) select n, format('codeword%d·%04x', n % 3, n) from n",
+            )
+            .unwrap();
+        let count = |connection: &Connection, (start, end): &Range, bucket_end: Option<&str>| {
+            let mut statement = connection.prepare(LIST_ROWS_IN_RANGE).unwrap();
+            let rows = statement.query_map(params![start, end, bucket_end], |row| row.get::<_, i64>(0)).unwrap();
+            rows.collect::<rusqlite::Result<Vec<_>>>().map(|rows| rows.len())
+        };
+        let all = range(&Lexeme::Prefix("codeword".to_owned()));
+        assert_eq!(count(&connection, &all, None), Ok(2_000));
+        assert_eq!(count(&connection, &all, Some("·0007")), Ok(1));
+        let one = range(&Lexeme::Exact("codeword1·0001".to_owned()));
+        assert_eq!(count(&connection, &one, None), Ok(1));
+        connection.progress_handler(1_000, Some(|| true)).unwrap();
+        let stopped = count(&connection, &all, None).unwrap_err();
+        assert_eq!(stopped.sqlite_error_code(), Some(ErrorCode::OperationInterrupted));
+    }
 }

@@ -20,12 +20,21 @@ const SELECT_OWNER_OF_USER: &str =
 const LIST_OWNERS: &str = "select owner_no, generation from embedding_owners where project_id = ?1";
 const LIST_VECTORS_OF_OWNER: &str = "select embedding_no, message_no, vector from message_embeddings
     where model_no = ?1 and owner_no = ?2 and embedding_no > ?3 order by embedding_no";
+/// Out of the index alone.
+const LIST_EMBEDDING_NOS: &str = "select embedding_no from message_embeddings
+    where model_no = ?1 and owner_no = ?2 and embedding_no <= ?3 order by embedding_no";
 const LIST_VECTORS_OF_SESSION: &str = "select embedding_no, message_no, vector from message_embeddings
     where message_no > ?1 and message_no < ?2 and model_no = ?3";
 
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] =
-    &[SELECT_MODEL, SELECT_OWNER_OF_USER, LIST_OWNERS, LIST_VECTORS_OF_OWNER, LIST_VECTORS_OF_SESSION];
+pub(super) const STATEMENTS: &[&str] = &[
+    SELECT_MODEL,
+    SELECT_OWNER_OF_USER,
+    LIST_OWNERS,
+    LIST_VECTORS_OF_OWNER,
+    LIST_EMBEDDING_NOS,
+    LIST_VECTORS_OF_SESSION,
+];
 
 /// A score and the message it is of.
 type Scored = (f64, i64);
@@ -100,11 +109,25 @@ impl Scan<'_> {
         })
     }
 
+    /// What is in memory of an owner's vectors, without those that were taken away since. One that
+    /// knows more than this search may see is of no use.
+    fn kept(&self, owner: &Owner) -> Result<Option<Matrix>, Failure> {
+        let kept = self.cache.get((owner.owner_no, self.model_no));
+        let Some(mut matrix) = kept.filter(|matrix| matrix.generation() <= owner.generation) else {
+            return Ok(None);
+        };
+        if matrix.generation() < owner.generation {
+            let params = params![self.model_no, owner.owner_no, matrix.last_embedding_no];
+            let left = self.reader.query(LIST_EMBEDDING_NOS, params, |row| row.get(0), |_| size_of::<i64>())?;
+            matrix.retain(owner.generation, &left);
+        }
+        Ok(Some(matrix))
+    }
+
     /// Compares what is in memory, then the rows that have come since.
     fn owner(&mut self, owner: &Owner, beside_others: bool) -> Result<(), Failure> {
         let key = (owner.owner_no, self.model_no);
-        let kept = self.cache.get(key).filter(|matrix| matrix.generation == owner.generation);
-        let mut matrix = kept.unwrap_or_else(|| Matrix::new(owner.generation));
+        let mut matrix = self.kept(owner)?.unwrap_or_else(|| Matrix::new(owner.generation));
         let known = matrix.last_embedding_no;
         self.reader.spend(matrix.bytes())?;
         matrix.visit(self.dimensions, |message_no, vector, length| {
@@ -124,7 +147,7 @@ impl Scan<'_> {
                 }
             }
         })?;
-        if keeps && matrix.last_embedding_no > known {
+        if keeps {
             self.cache.put(key, matrix);
         }
         Ok(())

@@ -157,7 +157,7 @@ pub struct AppendMessageRequest {
     #[serde(default)]
     #[schemars(schema_with = "optional_numbers")]
     embedding: Field<Vec<f32>>,
-    /// The model that made the vector; the default model if absent.
+    /// The model that made the vector; required with it where there is an embedding source, else `default` if absent.
     #[serde(default)]
     embedding_model: Field<String>,
 }

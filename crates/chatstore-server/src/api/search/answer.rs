@@ -120,7 +120,7 @@ impl IntoResponse for Found {
 impl DescribeOutput for Found {
     fn describe(operation: &mut Operation) {
         Linked::<SearchResponse>::describe(operation);
-        for code in [Code::NotFound, Code::InvalidCursor, Code::EmbeddingsUnavailable] {
+        for code in [Code::NotFound, Code::InvalidCursor, Code::EmbeddingsUnavailable, Code::EmbeddingsMismatch] {
             operation.fails(code);
         }
     }

@@ -1,11 +1,11 @@
 //! A page of a list of what was found.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chatstore_core::ids::{MessageId, SessionId};
-use chatstore_core::limits::PAGE_BYTES_MAX;
+use chatstore_core::limits::{PAGE_BYTES_MAX, SEARCH_MATCHES_MAX};
 use chatstore_core::messages::{Message, MessageQuery};
-use chatstore_core::page::{Order, PageRequest, PageStart, SearchPosition};
+use chatstore_core::page::{Order, PageRequest, PageStart, SearchAfter};
 use chatstore_core::search::snippet::snippets;
 use chatstore_core::search::{FoundMessage, FusedMessage, RankedMessage, TextQuery};
 use chatstore_core::store::StoreError;
@@ -22,7 +22,7 @@ use crate::error::ApiError;
 const READ_AT_ONCE: usize = 10;
 
 /// Bytes of text after which others get their turn: marking what fits in it takes a while.
-const YIELD_BYTES: usize = 64 << 10;
+pub(super) const YIELD_BYTES: usize = 64 << 10;
 
 /// How many of a list stand in each session.
 pub(super) type SessionHits = HashMap<SessionId, u64>;
@@ -38,21 +38,51 @@ pub(super) fn group(list: &mut Vec<FusedMessage>) -> SessionHits {
     hits
 }
 
-/// Where the list goes on behind a position, also if the hit that stood there is gone.
-pub(super) fn start(list: &[FusedMessage], position: &SearchPosition) -> usize {
-    let found = list.iter().position(|hit| hit.message.message_id == position.message_id);
-    found.map_or_else(|| list.partition_point(|hit| !is_behind(&hit.message, position)), |at| at + 1)
+/// Leaves in the list what comes on the next pages.
+pub(super) fn go_on(list: &mut Vec<FusedMessage>, after: &SearchAfter, is_grouped: bool) {
+    match after {
+        SearchAfter::Hit { score, created_at, message_id } => {
+            // Also if the hit that stood there is gone.
+            let is_behind = |message: &RankedMessage| {
+                let gone =
+                    RankedMessage { score: *score, created_at: *created_at, message_id: *message_id, ..*message };
+                RankedMessage::order(message, &gone).is_gt()
+            };
+            let found = list.iter().position(|hit| hit.message.message_id == *message_id);
+            list.drain(..found.map_or_else(|| list.partition_point(|hit| !is_behind(&hit.message)), |at| at + 1));
+        }
+        SearchAfter::Shown(marks) => {
+            let shown: HashSet<u32> = marks.iter().copied().collect();
+            list.retain(|hit| !shown.contains(&mark(hit, is_grouped)));
+        }
+    }
 }
 
-fn is_behind(message: &RankedMessage, position: &SearchPosition) -> bool {
-    let SearchPosition { score, created_at, message_id, .. } = *position;
-    let gone = RankedMessage { score, created_at, message_id, ..message.clone() };
-    RankedMessage::order(message, &gone).is_gt()
+/// What the page behind these hits comes after, while there may be more.
+pub(super) fn after(
+    page: &[FusedMessage],
+    by_vectors: bool,
+    before: Option<SearchAfter>,
+    is_grouped: bool,
+) -> Option<SearchAfter> {
+    if !by_vectors {
+        let RankedMessage { score, created_at, message_id, .. } = page.last()?.message;
+        return Some(SearchAfter::Hit { score, created_at, message_id });
+    }
+    let mut marks = match before {
+        Some(SearchAfter::Shown(marks)) => marks,
+        _ => Vec::new(),
+    };
+    marks.extend(page.iter().map(|hit| mark(hit, is_grouped)));
+    (marks.len() < SEARCH_MATCHES_MAX).then_some(SearchAfter::Shown(marks))
 }
 
-/// The part of a list that is a page.
+fn mark(hit: &FusedMessage, is_grouped: bool) -> u32 {
+    SearchAfter::mark(if is_grouped { hit.message.session_id.uuid() } else { hit.message.message_id.uuid() })
+}
+
+/// How a list is cut into a page.
 pub(super) struct Cut {
-    pub(super) start: usize,
     pub(super) limit: usize,
     pub(super) session_hits: Option<SessionHits>,
 }
@@ -68,9 +98,8 @@ impl Cut {
         list: &[FusedMessage],
     ) -> Result<(Vec<SearchHit>, usize), ApiError> {
         let query = search.query.as_deref().map(TextQuery::parse);
-        let wanted = list.get(self.start..).unwrap_or_default();
-        let wanted = &wanted[..wanted.len().min(self.limit)];
-        let (mut hits, mut end, mut bytes) = (Vec::new(), self.start, 0);
+        let wanted = &list[..list.len().min(self.limit)];
+        let (mut hits, mut end, mut bytes) = (Vec::new(), 0, 0);
         for part in wanted.chunks(READ_AT_ONCE) {
             let ids: Vec<MessageId> = part.iter().map(|hit| hit.message.message_id).collect();
             let found = app.store.get_found_messages(&caller.scope, &ids).await.map_err(search_error)?;

@@ -37,7 +37,8 @@ pub struct SearchRequest {
     #[serde(default)]
     #[schemars(schema_with = "optional_numbers")]
     embedding: Field<Vec<f32>>,
-    /// The model whose vectors are searched; the embedding source's, or else the default model, if absent.
+    /// The model whose vectors are searched; the embedding source's, or else `default`, if absent. With `embedding`,
+    /// it must be named where there is an embedding source.
     #[serde(default)]
     embedding_model: Field<String>,
     /// `hybrid` (if absent), `text` or `vector`.
@@ -123,6 +124,7 @@ struct Draft {
 /// A search that is well-formed.
 #[derive(Debug)]
 pub(super) struct Search {
+    pub(super) form: Form,
     pub(super) query: Option<String>,
     pub(super) vector: Option<Vector>,
     pub(super) model: Option<String>,
@@ -135,10 +137,12 @@ pub(super) struct Search {
     pub(super) paging: Paging,
 }
 
-/// How a field is pointed at: `/name` in a body, `?name` in a query string.
-#[derive(Clone, Copy)]
-enum Form {
+/// How a search came; a field is pointed at by `/name` in a body, `?name` in a query string.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// In a body.
     Body,
+    /// In a query string, which holds no vector.
     Query,
 }
 
@@ -211,9 +215,9 @@ impl FromQuery for SearchQuery {
         let draft = Draft {
             query: text("q"),
             vector: None,
-            model: None,
+            model: text("embedding_model"),
             mode: text("mode"),
-            metric: None,
+            metric: text("metric"),
             session_id: text("session_id"),
             filter: SearchFilter {
                 user_id: text("user_id"),
@@ -255,6 +259,13 @@ impl FromQuery for SessionSearchQuery {
             "mode",
             "By words, by meaning, or by both.",
             json!({"type": "string", "enum": modes, "default": "hybrid"}),
+        );
+        operation.query_parameter("embedding_model", "The model whose vectors are searched.", text.clone());
+        let metrics = Metric::ALL.map(Metric::as_str);
+        operation.query_parameter(
+            "metric",
+            "How nearness is measured.",
+            json!({"type": "string", "enum": metrics, "default": "cosine"}),
         );
         operation.query_parameter("user_id", "Only this user's.", text.clone());
         operation.query_parameter("role", "Only this role's.", text.clone());
@@ -320,6 +331,7 @@ impl Draft {
         };
         let context = |messages: u64| u32::try_from(messages).unwrap_or(u32::MAX).min(SEARCH_CONTEXT_MAX);
         Ok(Search {
+            form,
             query: self.query,
             vector: self.vector,
             model: self.model,
@@ -349,12 +361,12 @@ fn read<T>(
 }
 
 impl Search {
-    /// What a cursor of this search is bound to: all but the size of the page.
-    pub(super) fn binding(&self, caller: &Caller) -> Vec<u8> {
+    /// What a cursor of this search is bound to: all but the size of the page. `model` is the one that is searched.
+    pub(super) fn binding(&self, caller: &Caller, model: Option<&str>) -> Vec<u8> {
         let filter = &self.filter;
         binding(&(
             ("search", caller.scope.project_id, &caller.scope.user_id),
-            (&self.query, self.vector.as_ref().map(Vector::numbers), &self.model),
+            (&self.query, self.vector.as_ref().map(Vector::numbers), model),
             (self.mode.as_str(), self.metric.as_str(), self.is_grouped, self.context_before, self.context_after),
             (&filter.user_id, filter.session_id, &filter.role, &filter.kind, &filter.metadata),
             (filter.created_after, filter.created_before),

@@ -1,7 +1,10 @@
 //! Search by meaning: vectors that are brought, and those of an embedding source.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::http::Method;
 use chatstore_server::app::App;
 use chatstore_server::embedder::Embedder;
 use chatstore_server::router;
@@ -28,6 +31,15 @@ api_tests! {
     the_model_that_serves_is_searched
     a_source_whose_vectors_do_not_fit_degrades
     pages_of_a_hybrid_search_show_every_hit_once
+    pages_show_every_hit_once_while_vectors_arrive
+    a_grouped_walk_shows_every_session_once_while_vectors_arrive
+    a_walk_ends_with_the_last_of_those_that_are_ranked
+    a_cursor_is_bound_to_the_model_that_serves
+    conditions_are_looked_for_beyond_the_nearest
+    the_source_is_asked_for_its_own_models_alone
+    what_the_short_forms_lack_is_pointed_at_there
+    the_short_forms_take_metric_and_model
+    vectors_that_are_still_being_made_are_said
 }
 
 /// A session of messages with these vectors.
@@ -181,7 +193,7 @@ async fn a_search_by_meaning_without_a_source_says_what_to_do(app: TestApp) {
     let refused = search(&app.admin(), json!({"query": "apple", "mode": "vector"})).await;
     refused.expect_invalid(&["/embedding"]);
     assert!(refused.text().contains("EMBEDDINGS_URL"), "{}", refused.text());
-    app.admin().get(&format!("{SEARCH}?q=apple&mode=vector")).await.expect_invalid(&["/embedding"]);
+    app.admin().get(&format!("{SEARCH}?q=apple&mode=vector")).await.expect_invalid(&["?mode"]);
     for mode in [json!(null), json!("hybrid")] {
         let reply = search(&app.admin(), json!({"query": "apple", "mode": mode})).await;
         assert_eq!(found(&reply), ["apple"]);
@@ -208,7 +220,8 @@ async fn the_source_embeds_the_query(app: TestApp) {
     let asked = provider.asked().len();
     search(&client, json!({"query": " ", "mode": "vector"})).await.expect(200);
     search(&client, json!({"query": "tram", "mode": "text"})).await.expect(200);
-    search(&client, json!({"query": "tram", "embedding": vector_of("tram", DIMENSIONS)})).await.expect(200);
+    let brought = json!({"query": "tram", "embedding": vector_of("tram", DIMENSIONS), "embedding_model": "m"});
+    search(&client, brought).await.expect(200);
     assert_eq!(provider.asked().len(), asked);
 }
 
@@ -273,13 +286,14 @@ async fn a_source_whose_vectors_do_not_fit_degrades(app: TestApp) {
     let provider = Provider::start().await;
     let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
     let id = client.new_session("n").await;
-    let body = json!({"content": "a red boat", "embedding": [1, 2, 3]});
+    let body = json!({"content": "a red boat", "embedding": [1, 2, 3], "embedding_model": "m"});
     client.post(&format!("/api/v1/sessions/{id}/messages"), body).await.expect(201);
     let reply = search(&client, json!({"query": "red"})).await;
     assert_eq!(found(&reply), ["a red boat"]);
     assert!(text(&reply.expect(200)["degraded"]).contains("another length"));
     let refused = search(&client, json!({"query": "red", "mode": "vector"})).await;
-    refused.expect_problem(503, "embeddings_unavailable");
+    refused.expect_problem(409, "embeddings_mismatch");
+    assert_eq!(refused.header("retry-after"), None, "another try is of no use");
 }
 
 async fn pages_of_a_hybrid_search_show_every_hit_once(app: TestApp) {
@@ -302,4 +316,203 @@ async fn pages_of_a_hybrid_search_show_every_hit_once(app: TestApp) {
         vectors(&admin, &[("apple later", &[1.0, 0.3])]).await;
     }
     assert_eq!(seen, whole);
+}
+
+/// Gives a message a vector.
+async fn put_vector(client: &Client, message_id: &str, numbers: &[f64]) {
+    let path = format!("/api/v1/messages/{message_id}/embedding");
+    let body = Body::from(json!({"embedding": numbers}).to_string());
+    client.with("content-type", "application/json").send(Method::PUT, &path, body).await.expect(200);
+}
+
+async fn pages_show_every_hit_once_while_vectors_arrive(app: TestApp) {
+    let admin = app.admin();
+    let mut ids = Vec::new();
+    let session = admin.new_session("n").await;
+    for n in 0..24 {
+        ids.push(text(&admin.new_message(&session, &format!("{} {n}", ["apple", "pear"][n % 2])).await["message_id"]));
+    }
+    for (n, id) in ids.iter().enumerate().take(12) {
+        put_vector(&admin, id, &[1.0, f64::from(u8::try_from(n).unwrap()) / 10.0]).await;
+    }
+    for mode in ["hybrid", "vector"] {
+        let mut body = json!({"query": "apple", "embedding": [1.0, 0.0], "limit": 3, "mode": mode});
+        let mut all = body.clone();
+        all["limit"] = json!(100);
+        let at_first = found(&search(&admin, all).await);
+        let (mut seen, mut late) = (Vec::new(), ids.iter().skip(12));
+        loop {
+            let reply = search(&admin, body.clone()).await;
+            seen.extend(found(&reply));
+            let Some(cursor) = reply.expect(200).get("next_cursor").cloned() else { break };
+            body["cursor"] = cursor;
+            // Nearer than any: the ranks of all others move.
+            for id in late.by_ref().take(3) {
+                put_vector(&admin, id, &[1.0, 0.0]).await;
+            }
+        }
+        let once: HashSet<&String> = seen.iter().collect();
+        assert_eq!(once.len(), seen.len(), "{mode}: {seen:?}");
+        for hit in &at_first {
+            assert!(once.contains(hit), "{mode}: {hit} is missing in {seen:?}");
+        }
+        assert_eq!(seen.len(), 24, "{mode}: what has its vector meanwhile is shown, too: {seen:?}");
+    }
+}
+
+async fn a_grouped_walk_shows_every_session_once_while_vectors_arrive(app: TestApp) {
+    let admin = app.admin();
+    let mut late = Vec::new();
+    for n in 0..8 {
+        let session = vectors(&admin, &[("apple", &[1.0, f64::from(n)])]).await;
+        late.push(text(&admin.new_message(&session, "pear").await["message_id"]));
+    }
+    let mut body =
+        json!({"query": "apple", "embedding": [1.0, 0.0], "limit": 2, "group_by_session": true, "mode": "vector"});
+    let mut seen = Vec::new();
+    loop {
+        let reply = search(&admin, body.clone()).await;
+        seen.extend(hits(&reply).iter().map(|hit| text(&hit["session_id"])));
+        let Some(cursor) = reply.expect(200).get("next_cursor").cloned() else { break };
+        body["cursor"] = cursor;
+        for id in late.drain(..late.len().min(2)) {
+            put_vector(&admin, &id, &[1.0, 0.0]).await;
+        }
+    }
+    assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (8, 8));
+}
+
+async fn a_cursor_is_bound_to_the_model_that_serves(app: TestApp) {
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    embedded(&client, "m", &["a red boat", "a red tram"]).await;
+    let mut body = json!({"query": "red", "limit": 1});
+    body["cursor"] = search(&client, body.clone()).await.expect(200)["next_cursor"].clone();
+    search(&client, body.clone()).await.expect(200);
+    let client = with_source(&app, embedder(provider.settings("other"), &app.ctx)).await;
+    search(&client, body).await.expect_problem(400, "invalid_cursor");
+}
+
+async fn conditions_are_looked_for_beyond_the_nearest(app: TestApp) {
+    let admin = app.admin();
+    let id = admin.new_session("n").await;
+    let path = format!("/api/v1/sessions/{id}/messages");
+    for part in 0..2 {
+        let message = |n: u32| json!({"content": "black tea", "embedding": [1.0, f64::from(n) / 10_000.0]});
+        let batch: Vec<Value> = (part * 600..(part + 1) * 600).map(message).collect();
+        admin.post(&path, Value::from(batch)).await.expect(201);
+    }
+    let far = json!([
+        {"content": "coffee", "embedding": [0.0, 1.0]},
+        {"content": "black coffee", "embedding": [0.0, 1.0], "role": "assistant"},
+    ]);
+    admin.post(&path, far).await.expect(201);
+    session_of(&admin, "elsewhere", &[]).await;
+    for (query, expected) in [
+        ("drink -tea -black", vec!["coffee"]),
+        ("drink -tea", vec!["black coffee", "coffee"]),
+        ("drink role:assistant", vec!["black coffee"]),
+        ("drink in:elsewhere", vec![]),
+    ] {
+        for mode in ["hybrid", "vector"] {
+            let body = json!({"query": query, "embedding": [1.0, 0.0], "mode": mode});
+            let mut found = found(&search(&admin, body).await);
+            found.sort();
+            assert_eq!(found, expected, "{query} {mode}");
+        }
+    }
+}
+
+async fn the_source_is_asked_for_its_own_models_alone(app: TestApp) {
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    embedded(&client, "mine", &["a red boat"]).await;
+    for model in ["mine", "m@64", "gpt-image-1"] {
+        let by_meaning = json!({"query": "red", "mode": "vector", "embedding_model": model});
+        search(&client, by_meaning).await.expect_invalid(&["/embedding"]);
+        let both = search(&client, json!({"query": "red", "embedding_model": model})).await;
+        assert_eq!(found(&both), ["a red boat"]);
+        assert!(text(&both.expect(200)["degraded"]).contains("does not make vectors of this model"));
+    }
+    assert!(provider.asked().is_empty());
+    let own = json!({"query": "red", "embedding": vector_of("red", DIMENSIONS), "embedding_model": "mine"});
+    assert_eq!(hits(&search(&client, own).await)[0]["ranks"], json!({"text": 1, "vector": 1}));
+}
+
+async fn what_the_short_forms_lack_is_pointed_at_there(app: TestApp) {
+    let session = session_of(&app.admin(), "n", &["apple"]).await;
+    let paths = [SEARCH.to_owned(), format!("/api/v1/sessions/{session}/search")];
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    for path in paths {
+        app.admin().get(&format!("{path}?q=apple&mode=vector")).await.expect_invalid(&["?mode"]);
+        let other = client.get(&format!("{path}?q=apple&mode=vector&embedding_model=mine")).await;
+        other.expect_invalid(&["?embedding_model"]);
+        client.get(&format!("{path}?q=apple&metric=far")).await.expect_invalid(&["?metric"]);
+        client.get(&format!("{path}?q=apple&embedding_model=")).await.expect_invalid(&["?embedding_model"]);
+    }
+}
+
+async fn the_short_forms_take_metric_and_model(app: TestApp) {
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("old"), &app.ctx)).await;
+    app.store.set_embedding_source("old").await.unwrap();
+    embedded(&client, "old", &["red red red boat", "red"]).await;
+    app.store.set_embedding_source("new").await.unwrap();
+    let client = with_source(&app, embedder(provider.settings("new"), &app.ctx)).await;
+    for (query, body) in [
+        ("metric=inner_product", json!({"metric": "inner_product"})),
+        ("metric=l2", json!({"metric": "l2"})),
+        ("embedding_model=old", json!({"embedding_model": "old"})),
+        ("embedding_model=new", json!({"embedding_model": "new"})),
+    ] {
+        let mut body = body;
+        body["query"] = json!("red");
+        body["mode"] = json!("vector");
+        let by_query = client.get(&format!("{SEARCH}?q=red&mode=vector&{query}")).await;
+        assert_eq!(by_query.expect(200), search(&client, body).await.expect(200), "{query}");
+    }
+    let first = async |metric: &str| {
+        let reply = client.get(&format!("{SEARCH}?q=red&mode=vector&metric={metric}")).await;
+        found(&reply)[0].clone()
+    };
+    assert_eq!((first("inner_product").await, first("cosine").await), ("red red red boat".into(), "red".into()));
+}
+
+async fn vectors_that_are_still_being_made_are_said(app: TestApp) {
+    use chatstore_core::search::Derived;
+
+    session_of(&app.admin(), "n", &["apple"]).await;
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    app.store.set_embedding_source("m").await.unwrap();
+    let degraded = async |mode: &str| {
+        let answer = search(&client, json!({"query": "apple", "mode": mode})).await.expect(200);
+        answer["degraded"].as_str().map(ToOwned::to_owned)
+    };
+    for mode in ["hybrid", "vector"] {
+        assert!(degraded(mode).await.is_some_and(|said| said.contains("Vectors are still being made")), "{mode}");
+    }
+    assert_eq!(degraded("text").await, None);
+    while app.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+    assert_eq!(degraded("hybrid").await, None);
+}
+
+async fn a_walk_ends_with_the_last_of_those_that_are_ranked(app: TestApp) {
+    let provider = Provider::start().await;
+    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    let contents: Vec<String> = (0..1_100).map(|n| format!("number {n}")).collect();
+    let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
+    for part in contents.chunks(550) {
+        embedded(&client, "m", part).await;
+    }
+    let mut next = Some(format!("{SEARCH}?q=number&mode=vector&limit=100"));
+    let mut seen = Vec::new();
+    while let Some(path) = next {
+        let reply = client.get(&path).await;
+        seen.extend(found(&reply));
+        next = reply.next();
+        assert_eq!(next.is_some(), seen.len() < 1_000);
+    }
+    assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (1_000, 1_000));
 }

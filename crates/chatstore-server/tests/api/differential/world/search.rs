@@ -67,6 +67,8 @@ impl World {
         };
         maybe(60, &|| format!("limit={}", encoded(&self.one_of(&["1", "2", "5", "20", "100"]))));
         maybe(30, &|| format!("mode={}", dice.pick(&["text", "hybrid", "vector"])));
+        maybe(15, &|| format!("metric={}", dice.pick(&["cosine", "inner_product", "l2", "far"])));
+        maybe(15, &|| format!("embedding_model={}", encoded(dice.pick(&["a", "b", "é", ""]))));
         maybe(15, &|| format!("user_id={}", encoded(dice.pick(&USERS))));
         maybe(10, &|| dice.filter());
         maybe(10, &|| format!("created_before={}", encoded(&dice.time())));
