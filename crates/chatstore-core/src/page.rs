@@ -107,6 +107,14 @@ pub enum SearchAfter {
 }
 
 impl SearchAfter {
+    /// How many hits it names.
+    pub fn shown(&self) -> usize {
+        match self {
+            Self::Hit { .. } => 1,
+            Self::Shown(marks) => marks.len(),
+        }
+    }
+
     /// A short name of a message or session that was shown.
     pub fn mark(id: Uuid) -> u32 {
         let digest = Sha256::digest(id.as_bytes());

@@ -166,6 +166,11 @@ impl Paging {
         Self { limit, offset: 0, cursor, path: String::new(), others: Vec::new() }
     }
 
+    /// Most items of the page.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// What the store is asked for; the cursor must have been signed for the same `binding`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::time::Duration;
 use chatstore_core::search::Derived;
 use chatstore_core::store::StoreError;
 use futures_util::future::join_all;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -64,9 +65,10 @@ async fn embeddings(app: App, embedder: Arc<Embedder>, pace: WorkerPace) {
     embedder.set_catching_up(true);
     let greeting = until_stopped(&app, embedder.greet());
     let anew = watched(app.clone(), "vectors", move |app| rebuild(app, Derived::Embeddings, pace));
+    let alone = Arc::new(RwLock::new(()));
     let lanes = (0..embedder.settings().concurrency).map(|number| {
-        let embedder = embedder.clone();
-        watched(app.clone(), "embeddings", move |app| lane(app, embedder.clone(), number == 0, pace))
+        let (embedder, place) = (embedder.clone(), Place { is_first: number == 0, alone: alone.clone() });
+        watched(app.clone(), "embeddings", move |app| lane(app, embedder.clone(), place.clone(), pace))
     });
     tokio::join!(greeting, anew, join_all(lanes));
 }
@@ -95,16 +97,29 @@ async fn announce(app: &App, embedder: &Embedder, pace: WorkerPace) {
     }
 }
 
-/// Borrows, asks and stores, one batch after the other. One of the lanes is the first.
-async fn lane(app: App, embedder: Arc<Embedder>, is_first: bool, pace: WorkerPace) {
+/// A lane among the others.
+#[derive(Clone)]
+struct Place {
+    /// Whether it works what may take the worker down.
+    is_first: bool,
+    /// Written while it does so, and read by others that borrow: what they hold would be blamed, too.
+    alone: Arc<RwLock<()>>,
+}
+
+/// Borrows, asks and stores, one batch after the other.
+async fn lane(app: App, embedder: Arc<Embedder>, place: Place, pace: WorkerPace) {
     let mut idle = pace.idle_first;
     while !app.shutdown.is_cancelled() {
         if !is_ready(&app, &embedder).await {
             continue;
         }
-        match borrow(&app, &embedder, is_first, pace).await {
+        let others = if place.is_first { None } else { Some(place.alone.read().await) };
+        let borrowed = borrow(&app, &embedder, place.is_first, pace).await;
+        drop(others);
+        match borrowed {
             Ok(Some(claim)) => {
                 idle = pace.idle_first;
+                let _alone = if claim.is_suspect() { Some(place.alone.write().await) } else { None };
                 claim.work().await;
             }
             Ok(None) => {

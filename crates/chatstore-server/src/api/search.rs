@@ -195,7 +195,15 @@ async fn rank(
             Err(lack) => lack.excuse(is_optional, &mut degraded)?,
         },
     };
-    let limit = if text.is_some() && meaning.is_some() { SEARCH_FUSED_MAX } else { SEARCH_MATCHES_MAX };
+    let limit = match (text.is_some(), meaning.is_some()) {
+        (true, true) => SEARCH_FUSED_MAX,
+        // The nearest need no others to be ranked: as many as this page and those before it.
+        (false, true) if !search.is_grouped => {
+            let shown = after.map_or(0, |position| position.after.shown());
+            SEARCH_MATCHES_MAX.min(shown + search.paging.limit() as usize + 1)
+        }
+        _ => SEARCH_MATCHES_MAX,
+    };
     let by_text = async {
         let Some(query) = text else { return Ok(None) };
         let is_partial = app.store.is_reindexing(Derived::Text).await?;

@@ -78,6 +78,11 @@ impl Claim {
         Self { app, embedder, lease, renewed_at: Instant::now(), jobs }
     }
 
+    /// Whether it is a message that may have taken the worker down.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.jobs.iter().any(|job| job.job.attempts > ATTEMPTS_BESIDE_OTHERS_MAX)
+    }
+
     /// Does what can be done; nothing stays borrowed.
     pub(super) async fn work(mut self) {
         self.park_those_that_never_end().await;

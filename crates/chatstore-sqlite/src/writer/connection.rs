@@ -167,3 +167,57 @@ fn split_lexemes(lexemes: &str) -> (&str, &str) {
     let space = lexemes[..start].rfind(' ').or_else(|| lexemes.find(' '));
     space.map_or((lexemes, ""), |space| (&lexemes[..space], &lexemes[space + 1..]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::migrated;
+
+    #[test]
+    fn what_a_rollback_takes_back_still_waits() {
+        let connection = WriteConnection::new(migrated()).unwrap();
+        connection.execute_batch("begin immediate").unwrap();
+        for n in 1..=3 {
+            connection.insert_pending(n, n, "codetea·0001").unwrap();
+        }
+        connection.execute_batch("commit; begin immediate").unwrap();
+        connection.pending.set((PENDING_TEXTS_MAX, 0));
+        connection.write_terms().unwrap();
+        connection.delete_terms(1, "codetea·0001").unwrap();
+        assert_eq!((connection.pending.get(), connection.deleted()), ((0, 0), 13));
+        connection.execute_batch("rollback").unwrap();
+        connection.count_waiting().unwrap();
+        assert_eq!((connection.pending.get(), connection.deleted()), ((3, 39), 0));
+    }
+
+    #[test]
+    fn the_only_text_leaves_the_index_in_parts() {
+        let connection = WriteConnection::new(migrated()).unwrap();
+        let lexemes = (0..400).map(|n| format!("codeword{n}·0001")).collect::<Vec<_>>().join(" ");
+        connection.execute(INSERT_TERMS, params![7, lexemes]).unwrap();
+        connection.delete_terms(7, &lexemes).unwrap();
+        let words = || connection.query_row("select count(*) from message_words", (), |row| row.get::<_, i64>(0));
+        let mut before = words().unwrap();
+        while connection.take_deleted().unwrap() {
+            let left = words().unwrap();
+            assert!(left < before && before - left < 200, "{before} to {left}");
+            before = left;
+        }
+        assert_eq!((before, connection.deleted()), (0, 0));
+    }
+
+    #[test]
+    fn lexemes_are_split_between_two_of_them() {
+        let lexemes = (0..400).map(|n| format!("codewörd{n}·0001")).collect::<Vec<_>>().join(" ");
+        let (mut rest, mut parts) = (lexemes.as_str(), Vec::new());
+        while !rest.is_empty() {
+            let (part, after) = split_lexemes(rest);
+            assert!(part.len() <= DELETED_BYTES_MAX);
+            parts.push(part);
+            rest = after;
+        }
+        assert_eq!((parts.join(" "), parts.len()), (lexemes, 4));
+        let long = "x".repeat(DELETED_BYTES_MAX + 1);
+        assert_eq!(split_lexemes(&long), (long.as_str(), ""));
+    }
+}
