@@ -170,6 +170,8 @@ impl MessageStore for SqliteStore {
             return Err(StoreError::internal("an analysis lost what it was given"));
         };
         let bytes = patch.bytes() + lexemes.len();
+        // Then the text is derived when the patch is applied.
+        let has_payload = patch.payload.is_some();
         self.writer
             .write(Kind::Plain, bytes, move |connection| {
                 let mut message = find_message(connection, &scope, message_id)?;
@@ -192,7 +194,7 @@ impl MessageStore for SqliteStore {
                     ])?;
                     touch_session(connection, row >> 32, 0, before, message.token_count, now)?;
                     if message.content != content {
-                        if Home::of(&message).bucket != home.bucket {
+                        if has_payload || Home::of(&message).bucket != home.bucket {
                             lexemes = Home::of(&message).lexemes(&message.content);
                         }
                         let job = embed.then(|| Job::new(now));

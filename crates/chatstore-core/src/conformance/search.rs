@@ -205,6 +205,11 @@ pub async fn search_text_forgets_what_was_deleted_or_changed(t: TestStore) {
     for query in ["deleted", "doomed", "changed"] {
         assert_eq!(t.found(query).await, [], "{query}");
     }
+    // The text may follow from another payload.
+    let payload = Some(json(r#"{"type":"message","content":"derived heron"}"#));
+    let patch = MessagePatch { payload, ..MessagePatch::default() };
+    t.store.update_message(&t.project, changed.message_id, patch, ExpectedVersion::Any, now).await.unwrap();
+    assert_eq!((t.found("heron").await, t.found("finch").await), (of(&[&changed]), vec![]));
     // A patch of something else leaves the words findable.
     let patch = MessagePatch { role: Some("assistant".to_owned()), ..MessagePatch::default() };
     t.store.update_message(&t.project, kept.message_id, patch, ExpectedVersion::Any, now).await.unwrap();

@@ -72,6 +72,7 @@ fn version_help_and_completions_are_told() {
         "import",
         "export",
         "backup",
+        "reindex",
         "health",
         "openapi",
         "version",
