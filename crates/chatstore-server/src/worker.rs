@@ -164,10 +164,10 @@ async fn borrow(
     let limit = embedder.settings().batch_max;
     let now = app.ctx.now();
     let jobs = app.store.claim_embedding_jobs(now, claim::after(now, lease), limit).await?;
-    if jobs.is_empty() {
-        embedder.set_catching_up(false);
-    }
     let is_full = jobs.len() == limit;
+    if is_full || jobs.is_empty() {
+        embedder.set_catching_up(is_full);
+    }
     let (jobs, others) = claim::choose(jobs, is_first);
     let is_shared = is_first && !others.is_empty();
     claim::give_back(app, others).await;

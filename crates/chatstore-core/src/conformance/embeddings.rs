@@ -286,6 +286,22 @@ pub async fn complete_embedding_jobs_puts_off_and_puts_aside(t: TestStore) {
     assert_eq!(t.backlog().await.parked, 0);
 }
 
+pub async fn what_was_put_aside_waits_for_somebody_or_another_model(t: TestStore) {
+    let session = t.session_of("alice").await;
+    t.store.set_embedding_source("m").await.unwrap();
+    t.queue(&session, "difficult").await;
+    let job = t.claim(t.ctx.now(), 9).await.remove(0);
+    t.complete(&job, JobOutcome::Parked { reason: "the source refuses it".to_owned() }).await;
+    // As at every start of a server.
+    t.store.set_embedding_source("m").await.unwrap();
+    while t.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+    assert_eq!((t.backlog().await.parked, t.claim(t.ctx.now(), 9).await), (1, vec![]));
+    t.store.set_embedding_source("another").await.unwrap();
+    while t.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+    assert_eq!(t.backlog().await.parked, 0);
+    assert_eq!(queued(&t.claim(t.ctx.now(), 9).await), [(job.message_id, 1)]);
+}
+
 pub async fn a_vector_of_another_length_puts_its_job_aside(t: TestStore) {
     let session = t.session_of("alice").await;
     t.place(&session, &[1.0, 0.0]).await;

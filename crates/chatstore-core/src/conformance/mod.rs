@@ -298,6 +298,7 @@ macro_rules! conformance_tests {
             complete_embedding_jobs_ignores_what_came_too_late
             an_edit_drops_the_vectors_of_the_old_text
             complete_embedding_jobs_puts_off_and_puts_aside
+            what_was_put_aside_waits_for_somebody_or_another_model
             a_vector_of_another_length_puts_its_job_aside
             get_embedding_backlog_tells_since_when
             a_brought_vector_of_the_source_ends_the_wait

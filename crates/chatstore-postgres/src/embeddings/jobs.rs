@@ -17,14 +17,11 @@ use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::sessions::is_live;
 
-/// A message that was put aside gets another try.
+/// What was put aside stays so: a walk begins at every start of a server.
 const INSERT_JOB: &str = "insert into embedding_jobs
     (bucket, session_id, seq, message_id, project_id, version, attempts, due_at, queued_at, is_backfill)
     values ($1, $2, $3, $4, $5, $6, 0, $7, $8, $9)
-    on conflict (bucket, session_id, seq) do update
-    set version = excluded.version, attempts = 0, due_at = excluded.due_at, queued_at = excluded.queued_at,
-        is_backfill = excluded.is_backfill, parked_reason = null
-    where embedding_jobs.parked_reason is not null";
+    on conflict (bucket, session_id, seq) do nothing";
 const DELETE_JOB: &str = "delete from embedding_jobs where bucket = $1 and session_id = $2 and seq = $3";
 /// What others are lending at this moment is passed over.
 const LOCK_DUE: &str = "select bucket, session_id, seq, message_id, project_id, attempts from embedding_jobs

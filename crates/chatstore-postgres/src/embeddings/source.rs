@@ -8,6 +8,10 @@ use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::search::reindex::{note_reindex, start_reindex};
 
+/// Another model may take what the one before refused.
+const UNPARK_JOBS: &str = "update embedding_jobs
+    set attempts = 0, due_at = 0, is_backfill = true, queued_at = null, parked_reason = null
+    where parked_reason is not null";
 const SELECT_SOURCE: &str = "select model, serving from embedding_source";
 const LOCK_SOURCE: &str = "select model, serving from embedding_source for update";
 const INSERT_SOURCE: &str = "insert into embedding_source (only_row, model, serving) values (1, $1, $1)
@@ -38,6 +42,7 @@ pub(crate) const STATEMENTS: &[&str] = &[
     LOCK_SOURCE,
     INSERT_SOURCE,
     UPDATE_SOURCE,
+    UNPARK_JOBS,
     INSERT_RETIRED,
     DELETE_RETIRED,
     SELECT_RETIRED,
@@ -83,6 +88,7 @@ pub(super) async fn set_source(db: &Db, model: &str) -> Result<EmbeddingSource, 
         db.execute(DELETE_RETIRED, params![used]).await?;
     }
     db.execute(UPDATE_SOURCE, params![model, serving]).await?;
+    db.execute(UNPARK_JOBS, &[]).await?;
     start_reindex(db, Derived::Embeddings).await?;
     Ok(EmbeddingSource { model: model.to_owned(), serving })
 }

@@ -214,7 +214,7 @@ async fn rank(
         match &meaning {
             Some(Some(vector)) => {
                 let found = nearest(app, caller, (vector, query.as_ref()), &filter, limit).await?;
-                Ok(Some((found, is_partial(app, &vector.model).await?)))
+                Ok(Some((found, is_partial(app, &vector.model))))
             }
             Some(None) => Ok(Some((Vec::new(), false))),
             None => Ok(None),

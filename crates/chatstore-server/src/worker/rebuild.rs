@@ -29,11 +29,6 @@ pub(super) async fn rebuild(app: App, derived: Derived, pace: WorkerPace) {
 async fn step(app: &App, derived: Derived, is_settled: &mut bool) -> Result<bool, StoreError> {
     if app.store.is_reindexing(derived).await? {
         let more = app.store.reindex_some(derived).await?.more;
-        if derived == Derived::Embeddings
-            && let Some(embedder) = &app.embedder
-        {
-            embedder.set_catching_up(true);
-        }
         if !more {
             tracing::info!(derived = derived.as_str(), "derived data is made anew");
         }

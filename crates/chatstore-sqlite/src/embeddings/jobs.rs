@@ -18,15 +18,14 @@ use crate::writer::{Failure, WriteConnection};
 const INSERT_JOB: &str = "insert into embedding_jobs
     (message_no, project_id, version, attempts, due_at, is_backfill, queued_at)
     values (?1, ?2, ?3, 0, ?4, ?5, ?6)";
-/// One that was put aside gets another try.
+/// What was put aside stays so: a walk begins at every start of a server.
 const QUEUE_ANEW: &str = "insert into embedding_jobs
     (message_no, project_id, version, attempts, due_at, is_backfill)
     select ?1, ?2, ?3, 0, 0, 1
     where not exists (select 1 from embedding_models k
         join message_embeddings e on e.message_no = ?1 and e.model_no = k.model_no
         where k.project_id = ?2 and k.model = ?4)
-    on conflict (message_no) do update set attempts = 0, due_at = 0, is_backfill = 1, parked_reason = null
-        where parked_reason is not null";
+    on conflict (message_no) do nothing";
 const DELETE_JOBS: &str = "delete from embedding_jobs where message_no > ?1 and message_no <= ?2";
 pub(super) const HAS_DUE: &str = "select exists (select 1 from embedding_jobs
         where is_backfill = 0 and due_at <= ?1 and parked_reason is null)

@@ -21,6 +21,9 @@ const HAS_BACKFILL: &str =
     "select exists (select 1 from embedding_jobs where is_backfill = 1 and parked_reason is null)";
 const RETIRE_MODEL: &str = "insert or ignore into retired_embedding_models (model) values (?1)";
 const UNRETIRE_MODEL: &str = "delete from retired_embedding_models where model = ?1";
+/// Another model may take what the one before refused.
+const UNPARK_JOBS: &str = "update embedding_jobs
+    set attempts = 0, due_at = 0, is_backfill = 1, queued_at = null, parked_reason = null where parked_reason is not null";
 const SELECT_RETIRED: &str = "select model from retired_embedding_models limit 1";
 const LIST_RETIRED_VECTORS: &str = "select e.embedding_no, e.owner_no from embedding_models k
     join message_embeddings e on e.model_no = k.model_no and e.is_made = 1 where k.model = ?1 limit ?2";
@@ -33,7 +36,7 @@ pub(crate) const STATEMENTS: &[&str] =
     &[HAS_VECTORS, HAS_BACKFILL, RETIRE_MODEL, UNRETIRE_MODEL, LIST_RETIRED_VECTORS, DELETE_VECTOR, DELETE_MODELS];
 /// Reads of tables that have a row or a few.
 #[cfg(test)]
-pub(crate) const SMALL_STATEMENTS: &[&str] = &[SELECT_SOURCE, IS_UNSETTLED, SAVE_SOURCE, SELECT_RETIRED];
+pub(crate) const SMALL_STATEMENTS: &[&str] = &[SELECT_SOURCE, IS_UNSETTLED, SAVE_SOURCE, SELECT_RETIRED, UNPARK_JOBS];
 
 /// Vectors that are removed in one transaction. Those that somebody brought stay.
 const RETIRED_BATCH: u32 = 500;
@@ -74,6 +77,7 @@ pub(super) fn set_source(connection: &Connection, model: &str) -> rusqlite::Resu
         }
     }
     connection.prepare_cached(UNRETIRE_MODEL)?.execute(params![model])?;
+    connection.prepare_cached(UNPARK_JOBS)?.execute(())?;
     start_reindex(connection, Derived::Embeddings)?;
     Ok(source)
 }

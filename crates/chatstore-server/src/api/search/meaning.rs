@@ -1,8 +1,6 @@
 //! The model and the vector that a search looks near, or why there is none.
 
 use chatstore_core::embeddings::VectorQuery;
-use chatstore_core::search::Derived;
-use chatstore_core::store::StoreError;
 
 use super::Mode;
 use super::request::{Form, Search};
@@ -122,11 +120,8 @@ pub(super) async fn searched_model(app: &App, search: &Search) -> Result<Option<
 }
 
 /// Whether messages may still wait for their vectors of this model, made by the embedding source.
-pub(super) async fn is_partial(app: &App, model: &str) -> Result<bool, StoreError> {
-    match app.embedder.as_ref().filter(|embedder| embedder.model() == model) {
-        Some(embedder) => Ok(embedder.is_catching_up() || app.store.is_reindexing(Derived::Embeddings).await?),
-        None => Ok(false),
-    }
+pub(super) fn is_partial(app: &App, model: &str) -> bool {
+    app.embedder.as_ref().is_some_and(|embedder| embedder.model() == model && embedder.is_catching_up())
 }
 
 /// What a search looks near, if its query says anything.
