@@ -57,7 +57,7 @@ fn statements() -> Vec<&'static str> {
 }
 
 /// Statements that list a small table, or ask whether it is empty: nothing that a request does.
-const OF_WHOLE_TABLES: [&str; 10] = [
+const OF_WHOLE_TABLES: [&str; 11] = [
     "from installation",
     "exists (select 1 from api_keys)",
     "from api_keys k join",
@@ -68,6 +68,7 @@ const OF_WHOLE_TABLES: [&str; 10] = [
     "distinct d.dimensions from embedding_models",
     "from pg_catalog.",
     "reindexes",
+    "is_backfill = true, queued_at = null, parked_reason = null",
 ];
 /// A look at the queue, which is short as a rule.
 const OF_QUEUE: [&str; 1] = ["from embedding_jobs where is_backfill and"];

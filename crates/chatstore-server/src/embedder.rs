@@ -204,7 +204,8 @@ impl Embedder {
         self.is_catching_up.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_catching_up(&self, is_catching_up: bool) {
+    /// Notes whether it has.
+    pub fn set_catching_up(&self, is_catching_up: bool) {
         self.is_catching_up.store(is_catching_up, Ordering::Relaxed);
     }
 

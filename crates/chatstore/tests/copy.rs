@@ -431,7 +431,7 @@ async fn named(engine: Engine, change: impl AsyncFnOnce(&Keeper, &[(Session, Vec
     assert!(said.iter().any(|line| line.starts_with(&expected)), "{expected} in {said:?}");
     assert!(said.len() <= 2, "{said:?}");
     let [source, target] = table(&finished);
-    assert_ne!(source[5], target[5], "{expected}");
+    assert_ne!(source[6], target[6], "{expected}");
     // It only looked.
     Contents::of(&to).await.assert_equals(&changed);
 }
@@ -504,7 +504,7 @@ async fn the_comparison_reads_what_is_stored() {
         let finished = copy(&from, &to, &["--verify-only"]);
         assert_eq!(finished.status.code(), Some(if by == 1 { 1 } else { 0 }));
         let [source, target] = table(&finished);
-        assert_eq!(source[5] == target[5], by != 1);
+        assert_eq!(source[6] == target[6], by != 1);
     }
 }
 

@@ -254,7 +254,7 @@ async fn a_reindex_loses_nothing_that_is_changed_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_put_aside_and_queued_by_a_reindex_waits_with_the_others_of_it() {
+async fn a_message_put_aside_waits_with_the_others_when_the_model_changes() {
     let engine = Engine::new().await;
     let session = engine.session("ada").await;
     let new = NewMessage { embed: true, ..engine.new_message(session, "words") };
@@ -264,7 +264,7 @@ async fn a_message_put_aside_and_queued_by_a_reindex_waits_with_the_others_of_it
     let job = engine.store.claim_embedding_jobs(now, later, 1).await.expect("it can be claimed").remove(0);
     let parked = vec![(job, JobOutcome::Parked { reason: "a reason".to_owned() })];
     engine.store.complete_embedding_jobs(parked, now).await.expect("it can be completed");
-    engine.reindex(Derived::Embeddings).await;
+    engine.store.set_embedding_source("another").await.expect("it can be noted");
     let waiting = "select count(*) from embedding_jobs
         where is_backfill and queued_at is null and parked_reason is null and attempts = 0";
     assert_eq!(count(&engine.outsider().await, waiting).await, 1);

@@ -480,21 +480,21 @@ async fn the_short_forms_take_metric_and_model(app: TestApp) {
 }
 
 async fn vectors_that_are_still_being_made_are_said(app: TestApp) {
-    use chatstore_core::search::Derived;
-
     session_of(&app.admin(), "n", &["apple"]).await;
     let provider = Provider::start().await;
-    let client = with_source(&app, embedder(provider.settings("m"), &app.ctx)).await;
+    let source = embedder(provider.settings("m"), &app.ctx);
+    let client = with_source(&app, source.clone()).await;
     app.store.set_embedding_source("m").await.unwrap();
     let degraded = async |mode: &str| {
         let answer = search(&client, json!({"query": "apple", "mode": mode})).await.expect(200);
         answer["degraded"].as_str().map(ToOwned::to_owned)
     };
+    source.set_catching_up(true);
     for mode in ["hybrid", "vector"] {
         assert!(degraded(mode).await.is_some_and(|said| said.contains("Vectors are still being made")), "{mode}");
     }
     assert_eq!(degraded("text").await, None);
-    while app.store.reindex_some(Derived::Embeddings).await.unwrap().more {}
+    source.set_catching_up(false);
     assert_eq!(degraded("hybrid").await, None);
 }
 
