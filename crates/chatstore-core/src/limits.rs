@@ -58,6 +58,8 @@ pub const SEARCH_WORDS_MAX: usize = 64;
 pub const SEARCH_MATCHES_MAX: usize = 1_000;
 /// Matches of each kind that a hybrid search merges.
 pub const SEARCH_FUSED_MAX: usize = 200;
+/// Nearest messages that are looked at for some that pass what a query excludes or demands.
+pub const SEARCH_JUDGED_MAX: usize = 5_000;
 /// Bytes of text that one search reads before it leaves older matches out.
 pub const SEARCH_BYTES_MAX: usize = 64 << 20;
 /// Messages that a hit shows before, and after, itself.

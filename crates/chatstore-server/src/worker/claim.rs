@@ -126,9 +126,9 @@ impl Claim {
 
     /// Embeds a batch. One that fails although the source works is halved until the text that is at fault stands alone.
     async fn embed(&mut self, texts: &[&str], batch: Range<usize>, found: &mut [Option<Part>]) -> Result<(), Stop> {
-        let mut todo = vec![batch];
+        let mut waiting = vec![batch];
         let mut is_trusted = false;
-        while let Some(range) = todo.pop() {
+        while let Some(range) = waiting.pop() {
             let error = match self.ask(&texts[range.clone()]).await? {
                 Ok(vectors) => {
                     is_trusted = true;
@@ -149,8 +149,8 @@ impl Claim {
                 found[range.start] = Some(self.embed_smaller(texts[range.start], error).await?);
             } else {
                 let middle = range.start + range.len() / 2;
-                todo.push(middle..range.end);
-                todo.push(range.start..middle);
+                waiting.push(middle..range.end);
+                waiting.push(range.start..middle);
             }
         }
         Ok(())
@@ -159,11 +159,11 @@ impl Claim {
     /// Embeds a text that was refused in halves, and these in halves again. A short one that is refused is at fault.
     async fn embed_smaller(&mut self, text: &str, refusal: EmbedderError) -> Result<Part, Stop> {
         let mut vectors = Vec::new();
-        let mut todo = halves(text, &refusal);
-        if todo.is_empty() {
+        let mut waiting = halves(text, &refusal);
+        if waiting.is_empty() {
             return Ok(Err(refusal));
         }
-        while let Some(half) = todo.pop() {
+        while let Some(half) = waiting.pop() {
             match self.ask(&[half]).await? {
                 Ok(found) => vectors.extend(found),
                 Err(error) => {
@@ -171,7 +171,7 @@ impl Claim {
                     if smaller.is_empty() {
                         return Ok(Err(error));
                     }
-                    todo.extend(smaller);
+                    waiting.extend(smaller);
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chatstore_core::embeddings::VectorQuery;
 use chatstore_core::ids::MessageId;
-use chatstore_core::limits::SEARCH_BYTES_MAX;
+use chatstore_core::limits::{SEARCH_BYTES_MAX, SEARCH_JUDGED_MAX};
 use chatstore_core::search::query::Candidate;
 use chatstore_core::search::{RankedMessage, SearchFilter, TextQuery};
 use chatstore_core::store::StoreError;
@@ -13,8 +13,6 @@ use super::page::YIELD_BYTES;
 use crate::app::App;
 use crate::auth::Caller;
 
-/// Nearest messages that are looked at for some that pass.
-const JUDGED_MAX: usize = 5_000;
 /// How much more is asked for when what was asked for held too few that pass.
 const GROWTH: usize = 5;
 /// Messages that are read at once to be judged.
@@ -34,11 +32,11 @@ pub(super) async fn nearest(
     let mut asked = limit;
     loop {
         let passed = judge.passing(&near, limit).await?;
-        let is_over = near.len() < asked || asked >= JUDGED_MAX || judge.bytes >= SEARCH_BYTES_MAX;
+        let is_over = near.len() < asked || asked >= SEARCH_JUDGED_MAX || judge.bytes >= SEARCH_BYTES_MAX;
         if passed.len() == limit || is_over {
             return Ok(passed);
         }
-        asked = (asked * GROWTH).min(JUDGED_MAX);
+        asked = (asked * GROWTH).min(SEARCH_JUDGED_MAX);
         near = app.store.search_vectors(&caller.scope, vector, filter, asked).await?;
     }
 }
