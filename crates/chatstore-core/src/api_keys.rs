@@ -3,11 +3,15 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::clock::{Ctx, Timestamp};
 use crate::ids::ProjectId;
+use crate::page::{KeyPosition, Page, PageRequest};
+use crate::projects::Project;
+use crate::rates::ClassRates;
 use crate::store::StoreError;
 
 /// One thing a key may do.
@@ -60,6 +64,27 @@ impl KeyScopes {
         self.0 & permission as u8 != 0
     }
 
+    /// What the holder of a user token may have: everything but ruling.
+    pub fn of_users() -> Self {
+        [Permission::Read, Permission::Write, Permission::Delete, Permission::Search].into_iter().collect()
+    }
+
+    /// Whether every one of `others` is among them.
+    pub fn contain(self, others: Self) -> bool {
+        others.0 & !self.0 == 0
+    }
+
+    /// Those that are also among `others`.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
+    /// Each of them, in the order they are listed.
+    pub fn iter(self) -> impl Iterator<Item = Permission> {
+        Permission::ALL.into_iter().filter(move |permission| self.contains(*permission))
+    }
+
     /// Reads names separated by commas or spaces; the error is the first name that is none.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split([',', ' '])
@@ -87,7 +112,7 @@ impl FromIterator<Permission> for KeyScopes {
 
 impl fmt::Display for KeyScopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = Permission::ALL.into_iter().filter(|p| self.contains(*p)).map(Permission::as_str);
+        let names = self.iter().map(Permission::as_str);
         f.write_str(&names.collect::<Vec<_>>().join(","))
     }
 }
@@ -112,7 +137,15 @@ const CRC_CHARS: usize = 6;
 impl PresentedKey {
     /// Makes a new key.
     pub fn generate(ctx: &Ctx) -> Self {
-        let key_id = random_base62(ctx, KEY_ID_CHARS);
+        Self::with_id(ctx, random_base62(ctx, KEY_ID_CHARS))
+    }
+
+    /// Makes a new secret for a key that keeps its id; `None` if `key_id` cannot be one.
+    pub fn rotate(ctx: &Ctx, key_id: &str) -> Option<Self> {
+        is_base62(key_id, KEY_ID_CHARS).then(|| Self::with_id(ctx, key_id.to_owned()))
+    }
+
+    fn with_id(ctx: &Ctx, key_id: String) -> Self {
         let body = format!("cs_{key_id}_{}", random_base62(ctx, SECRET_CHARS));
         let text = format!("{body}_{}", checksum(&body));
         Self { key_id, text }
@@ -122,8 +155,8 @@ impl PresentedKey {
     pub fn parse(text: &str) -> Option<Self> {
         let (body, crc) = text.rsplit_once('_')?;
         let (key_id, secret) = body.strip_prefix("cs_")?.split_once('_')?;
-        let base62 = |part: &str, chars| part.len() == chars && part.bytes().all(|b| b.is_ascii_alphanumeric());
-        let well_formed = base62(key_id, KEY_ID_CHARS) && base62(secret, SECRET_CHARS) && base62(crc, CRC_CHARS);
+        let well_formed =
+            is_base62(key_id, KEY_ID_CHARS) && is_base62(secret, SECRET_CHARS) && is_base62(crc, CRC_CHARS);
         (well_formed && checksum(body) == crc).then(|| Self { key_id: key_id.to_owned(), text: text.to_owned() })
     }
 
@@ -181,6 +214,10 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
+fn is_base62(text: &str, chars: usize) -> bool {
+    text.len() == chars && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
 fn random_base62(ctx: &Ctx, chars: usize) -> String {
     let mut text = String::with_capacity(chars);
     while text.len() < chars {
@@ -213,44 +250,233 @@ pub struct ApiKey {
     pub name: String,
     /// Digest of the key.
     pub digest: KeyDigest,
+    /// The digest before the last rotation, while it may still be used.
+    pub previous: Option<PreviousDigest>,
     /// What it may do.
     pub scopes: KeyScopes,
     /// The one user it may speak for.
     pub user_id: Option<String>,
+    /// Its own limits, and where it may be used.
+    pub settings: KeySettings,
     /// When it was made.
     pub created_at: Timestamp,
+    /// When it was last changed or rotated.
+    pub updated_at: Timestamp,
     /// From when on it is refused.
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// When it was last used, to a minute or so.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// The secret that a rotation replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct PreviousDigest {
+    /// Digest of the key with the old secret.
+    pub digest: KeyDigest,
+    /// From when on it is refused.
+    pub expires_at: Timestamp,
+}
+
+/// What ties a key down. Stored as JSON; what a newer version added is passed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeySettings {
+    /// Its own rates, instead of those it would follow.
+    pub limits: ClassRates,
+    /// Origins (RFC 6454) from which a browser may use it; empty allows all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_origins: Vec<String>,
+    /// Addresses and ranges, such as `203.0.113.0/24`, from which it may be used; empty allows all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_addresses: Vec<String>,
+}
+
+impl KeySettings {
+    /// The text that is stored.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
+    }
+
+    /// Reads what [`KeySettings::to_text`] wrote.
+    ///
+    /// # Errors
+    /// `Internal` for any other text: settings that cannot be read must not count as none.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        serde_json::from_str(text).map_err(|error| StoreError::internal(format!("stored settings: {error}")))
+    }
 }
 
 impl ApiKey {
+    /// A key with all that is usual: not tied to anything, for ever.
+    pub fn new(
+        presented: &PresentedKey,
+        project_id: ProjectId,
+        name: impl Into<String>,
+        scopes: KeyScopes,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            key_id: presented.key_id().to_owned(),
+            project_id,
+            name: name.into(),
+            digest: presented.digest(),
+            previous: None,
+            scopes,
+            user_id: None,
+            settings: KeySettings::default(),
+            created_at: now,
+            updated_at: now,
+            expires_at: None,
+            revoked_at: None,
+            last_used_at: None,
+        }
+    }
+
     /// Whether it may be used at `now`.
     pub fn is_active(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
     }
+
+    /// Whether `digest` is of its secret, or of the one before while that is still valid at `now`. Both are compared
+    /// always, so that the time taken tells nothing.
+    pub fn accepts(&self, digest: &KeyDigest, now: Timestamp) -> bool {
+        let previous = self.previous.unwrap_or(PreviousDigest { digest: self.digest, expires_at: now });
+        let current = self.digest.matches(digest);
+        current | (previous.digest.matches(digest) & (now < previous.expires_at))
+    }
+
+    /// Gives it a new secret; the one before stays valid until `previous_expires_at`.
+    pub fn rotate(&mut self, digest: KeyDigest, previous_expires_at: Timestamp, now: Timestamp) {
+        self.previous = (now < previous_expires_at)
+            .then_some(PreviousDigest { digest: self.digest, expires_at: previous_expires_at });
+        self.digest = digest;
+        self.updated_at = self.updated_at.max(now);
+    }
+}
+
+/// A change of a key: what is `None` stays. Its project, user and secret never change this way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiKeyPatch {
+    /// What its owner calls it.
+    pub name: Option<String>,
+    /// What it may do.
+    pub scopes: Option<KeyScopes>,
+    /// From when on it is refused; `Some(None)` is never.
+    pub expires_at: Option<Option<Timestamp>>,
+    /// Its own rates, all of them.
+    pub limits: Option<ClassRates>,
+    /// Origins from which a browser may use it.
+    pub allowed_origins: Option<Vec<String>>,
+    /// Addresses from which it may be used.
+    pub allowed_addresses: Option<Vec<String>>,
+}
+
+impl ApiKeyPatch {
+    /// Makes the change.
+    pub fn apply(self, key: &mut ApiKey, now: Timestamp) {
+        key.name = self.name.unwrap_or_else(|| std::mem::take(&mut key.name));
+        key.scopes = self.scopes.unwrap_or(key.scopes);
+        key.expires_at = self.expires_at.unwrap_or(key.expires_at);
+        let settings = &mut key.settings;
+        settings.limits = self.limits.unwrap_or_else(|| std::mem::take(&mut settings.limits));
+        settings.allowed_origins =
+            self.allowed_origins.unwrap_or_else(|| std::mem::take(&mut settings.allowed_origins));
+        settings.allowed_addresses =
+            self.allowed_addresses.unwrap_or_else(|| std::mem::take(&mut settings.allowed_addresses));
+        key.updated_at = key.updated_at.max(now);
+    }
+}
+
+/// Who manages keys: for which project, and which scopes they hold themselves.
+///
+/// Nobody makes, changes, rotates or revokes a key that may do more than they may: a new secret, or a wider scope,
+/// would be theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// Whose keys; `None` is those of every project.
+    pub project_id: Option<ProjectId>,
+    /// The scopes they hold.
+    pub scopes: KeyScopes,
+}
+
+impl Authority {
+    /// Whoever has a shell on the host.
+    pub fn host() -> Self {
+        Self { project_id: None, scopes: KeyScopes::all() }
+    }
+
+    /// Whether keys of this project are theirs to manage.
+    pub fn covers(&self, project_id: ProjectId) -> bool {
+        self.project_id.is_none_or(|own| own == project_id)
+    }
+
+    /// Lets a change of `key` pass.
+    ///
+    /// # Errors
+    /// `NotFound` for a key of another project; `Forbidden` for one that may do more.
+    pub fn check(&self, key: &ApiKey) -> Result<(), StoreError> {
+        if !self.covers(key.project_id) {
+            return Err(StoreError::NotFound);
+        }
+        if self.scopes.contain(key.scopes) { Ok(()) } else { Err(StoreError::Forbidden) }
+    }
 }
 
 /// What a store does with keys. These calls stand above tenants: they decide who a caller is.
+///
+/// A key of a deleted project is absent for every one of them.
 #[async_trait]
 pub trait ApiKeyStore: Send + Sync {
-    /// Stores a key.
+    /// Stores a key. `NotFound` if there is no such project.
     async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError>;
 
     /// Stores a key if there has never been one; tells whether it did. Of several callers at
     /// once, one succeeds.
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError>;
 
-    /// The key of this id, also when it is revoked or expired. A change made elsewhere is seen
-    /// within a second.
-    async fn get_api_key(&self, key_id: &str) -> Result<Option<ApiKey>, StoreError>;
+    /// The key of this id, also when it is revoked or expired, and its project, as they are now.
+    async fn get_api_key(&self, key_id: &str) -> Result<Option<(ApiKey, Project)>, StoreError>;
 
-    /// All keys with the names of their projects, oldest first.
-    async fn list_api_keys(&self) -> Result<Vec<(ApiKey, String)>, StoreError>;
+    /// The keys of a project, or of all, with the names of their projects: oldest first, those made at one moment by
+    /// their ids.
+    async fn list_api_keys(
+        &self,
+        project_id: Option<ProjectId>,
+        page: &PageRequest<KeyPosition>,
+    ) -> Result<Page<(ApiKey, String), KeyPosition>, StoreError>;
 
-    /// Revokes a key; a key already revoked stays as it is. `NotFound` if there is none.
-    async fn revoke_api_key(&self, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError>;
+    /// The ids of all keys that are not revoked, and of all projects as their text form, in no order: what tells a
+    /// guess from a key without asking for each.
+    async fn list_credential_ids(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Changes a key. The authority must cover it before and after the change.
+    async fn update_api_key(
+        &self,
+        authority: &Authority,
+        key_id: &str,
+        patch: ApiKeyPatch,
+        now: Timestamp,
+    ) -> Result<ApiKey, StoreError>;
+
+    /// Gives a key a new secret; the one before stays valid until `previous_expires_at`. A secret that was rotated
+    /// away before is no longer valid. `Conflict` on `revoked_at` if the key is revoked.
+    async fn rotate_api_key(
+        &self,
+        authority: &Authority,
+        key_id: &str,
+        digest: KeyDigest,
+        previous_expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<ApiKey, StoreError>;
+
+    /// Revokes a key; a key already revoked stays as it is.
+    async fn revoke_api_key(&self, authority: &Authority, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError>;
+
+    /// Notes when keys were last used; an earlier time than the noted one changes nothing, and neither does a key that
+    /// is gone.
+    async fn note_api_key_uses(&self, uses: Vec<(String, Timestamp)>) -> Result<(), StoreError>;
 }
 
 #[cfg(test)]
@@ -285,6 +511,50 @@ mod tests {
         assert!(!scopes.contains(Permission::Delete));
         assert_eq!(KeyScopes::parse("read,rule"), Err("rule".to_owned()));
         assert_eq!(KeyScopes::parse(&KeyScopes::all().to_string()), Ok(KeyScopes::all()));
+    }
+
+    #[test]
+    fn a_rotated_key_keeps_its_id_and_its_old_secret_for_a_while() {
+        let ctx = Ctx::fixed(Timestamp::from_micros(0).unwrap(), 1, 3);
+        let first = PresentedKey::generate(&ctx);
+        let second = PresentedKey::rotate(&ctx, first.key_id()).unwrap();
+        assert_eq!(first.key_id(), second.key_id());
+        assert_ne!(first.expose(), second.expose());
+        assert!(PresentedKey::rotate(&ctx, "no id").is_none());
+        let at = |us| Timestamp::from_micros(us).unwrap();
+        let mut key = ApiKey::new(&first, ProjectId::DEFAULT, "a key", KeyScopes::all(), at(0));
+        key.rotate(second.digest(), at(10), at(1));
+        assert!(key.accepts(&first.digest(), at(9)) && key.accepts(&second.digest(), at(9)));
+        assert!(!key.accepts(&first.digest(), at(10)) && key.accepts(&second.digest(), at(10)));
+        // Without a time of grace the old one ends at once, and so does the one before it at the next rotation.
+        let third = PresentedKey::rotate(&ctx, first.key_id()).unwrap();
+        key.rotate(third.digest(), at(2), at(2));
+        assert!(!key.accepts(&first.digest(), at(2)) && !key.accepts(&second.digest(), at(2)));
+    }
+
+    #[test]
+    fn an_authority_covers_no_more_than_it_holds() {
+        let project_id = ProjectId::DEFAULT;
+        let scopes = |text| KeyScopes::parse(text).unwrap();
+        let mut managed =
+            ApiKey::new(&key(1), project_id, "a key", scopes("read,admin"), Timestamp::from_micros(0).unwrap());
+        let authority = Authority { project_id: Some(project_id), scopes: scopes("read,write,admin") };
+        assert_eq!(authority.check(&managed), Ok(()));
+        managed.scopes = scopes("operator");
+        assert_eq!(authority.check(&managed), Err(StoreError::Forbidden));
+        assert_eq!(Authority::host().check(&managed), Ok(()));
+        managed.project_id = ProjectId::from(uuid::Uuid::nil());
+        assert_eq!(authority.check(&managed), Err(StoreError::NotFound));
+    }
+
+    #[test]
+    fn settings_survive_their_text_and_ignore_what_is_new() {
+        let text = r#"{"limits":{"writes":"10/second"},"allowed_origins":["https://a.example"],"newer":1}"#;
+        let settings = KeySettings::parse(text).unwrap();
+        assert_eq!(settings.limits.writes.as_ref().unwrap().to_string(), "10/second");
+        assert_eq!(KeySettings::parse(&settings.to_text()).unwrap(), settings);
+        assert_eq!(KeySettings::parse("{}").unwrap(), KeySettings::default());
+        assert!(KeySettings::parse(r#"{"limits":{"reads":"often"}}"#).is_err());
     }
 
     proptest! {

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::{Builder, Uuid};
 
-use crate::ids::{Bucket, MessageId, ProjectId, SessionId};
+use crate::ids::{AuditEventId, Bucket, MessageId, ProjectId, SessionId};
 
 /// A moment: microseconds since the Unix epoch, UTC.
 ///
@@ -102,6 +103,10 @@ impl<'de> Deserialize<'de> for Timestamp {
 pub trait Source: Send + Sync {
     /// The present moment.
     fn now(&self) -> Timestamp;
+    /// Time since the source was made. Unlike [`Source::now`] it never runs back.
+    fn elapsed(&self) -> Duration;
+    /// Moves a clock of tests; any other goes by itself.
+    fn advance(&self, _by: Duration) {}
     /// Fills `bytes` with random bytes fit for secrets.
     fn fill(&self, bytes: &mut [u8]);
 }
@@ -125,12 +130,29 @@ impl Ctx {
     /// A clock that starts at `start` and moves by `step_us` a reading, with bytes that repeat for
     /// the same `seed`: for tests.
     pub fn fixed(start: Timestamp, step_us: i64, seed: u64) -> Self {
-        Self(Arc::new(Fixed { start, step_us, readings: AtomicU64::new(0), state: AtomicU64::new(seed) }))
+        Self(Arc::new(Fixed {
+            start,
+            step_us,
+            readings: AtomicU64::new(0),
+            advanced_us: AtomicU64::new(0),
+            state: AtomicU64::new(seed),
+        }))
     }
 
     /// The present moment.
     pub fn now(&self) -> Timestamp {
         self.0.now()
+    }
+
+    /// Time since the context was made. It never runs back, and a clock that is set does not move it: what limits
+    /// and caches count by. A fixed clock moves it by its readings and by [`Ctx::advance`] alone.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// Moves a fixed clock; the system's goes by itself.
+    pub fn advance(&self, by: Duration) {
+        self.0.advance(by);
     }
 
     /// Random bytes fit for secrets.
@@ -155,6 +177,11 @@ impl Ctx {
         ProjectId::from(self.uuid(now))
     }
 
+    /// A new id of an event in the audit log.
+    pub fn new_audit_event_id(&self, now: Timestamp) -> AuditEventId {
+        AuditEventId::from(self.uuid(now))
+    }
+
     /// A new request id: 32 hexadecimal digits.
     pub fn new_request_id(&self) -> String {
         Builder::from_random_bytes(self.random()).into_uuid().simple().to_string()
@@ -169,6 +196,7 @@ impl Ctx {
 
 /// The real world.
 struct System {
+    started: Instant,
     pool: Mutex<Pool>,
 }
 
@@ -182,7 +210,7 @@ const POOL_BYTES: usize = 1_024;
 
 impl System {
     fn new() -> Self {
-        Self { pool: Mutex::new(Pool { bytes: [0; POOL_BYTES], used: POOL_BYTES }) }
+        Self { started: Instant::now(), pool: Mutex::new(Pool { bytes: [0; POOL_BYTES], used: POOL_BYTES }) }
     }
 }
 
@@ -191,6 +219,10 @@ impl Source for System {
     fn now(&self) -> Timestamp {
         let us = jiff::Timestamp::now().as_microsecond();
         Timestamp(us.clamp(*RANGE_US.start(), *RANGE_US.end()))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that asks for random bytes")]
@@ -215,13 +247,31 @@ struct Fixed {
     start: Timestamp,
     step_us: i64,
     readings: AtomicU64,
+    advanced_us: AtomicU64,
     state: AtomicU64,
+}
+
+impl Fixed {
+    /// Microseconds since the start, after `readings`.
+    fn elapsed_us(&self, readings: u64) -> i64 {
+        let readings = i64::try_from(readings).unwrap_or(i64::MAX);
+        let advanced = i64::try_from(self.advanced_us.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        self.step_us.saturating_mul(readings).saturating_add(advanced)
+    }
 }
 
 impl Source for Fixed {
     fn now(&self) -> Timestamp {
-        let n = self.readings.fetch_add(1, Ordering::Relaxed);
-        self.start.plus_micros(self.step_us.saturating_mul(i64::try_from(n).unwrap_or(i64::MAX)))
+        self.start.plus_micros(self.elapsed_us(self.readings.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    fn elapsed(&self) -> Duration {
+        let us = self.elapsed_us(self.readings.load(Ordering::Relaxed));
+        Duration::from_micros(u64::try_from(us).unwrap_or(0))
+    }
+
+    fn advance(&self, by: Duration) {
+        self.advanced_us.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014): plenty for tests, worthless for secrets.

@@ -123,6 +123,11 @@ id_type! {
     ProjectId
 }
 
+id_type! {
+    /// Names an event of the audit log.
+    AuditEventId
+}
+
 impl ProjectId {
     /// The project named `default`, the same in every installation, so that ids keep their
     /// buckets when its data moves.

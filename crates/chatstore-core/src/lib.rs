@@ -6,6 +6,7 @@
 
 pub mod api_keys;
 pub mod archive;
+pub mod audit;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -17,6 +18,7 @@ pub mod messages;
 pub mod migrations;
 pub mod page;
 pub mod projects;
+pub mod rates;
 pub mod search;
 pub mod sessions;
 pub mod store;

@@ -68,3 +68,25 @@ pub const SEARCH_CONTEXT_MAX: u32 = 10;
 pub const REINDEX_MESSAGES_BATCH: u32 = 500;
 /// Bytes of text that are lent to a worker at once.
 pub const EMBEDDING_CLAIM_BYTES_MAX: usize = 4 << 20;
+/// Rates that may stand in one limit.
+pub const RATES_MAX: usize = 4;
+/// Origins, or ranges of addresses, that one key may be tied to.
+pub const KEY_RANGES_MAX: usize = 50;
+/// Public keys of one project.
+pub const TOKEN_KEYS_MAX: usize = 10;
+/// Bytes of a public key in its text form.
+pub const TOKEN_KEY_BYTES_MAX: usize = 4_096;
+/// Bytes of a user token.
+pub const TOKEN_BYTES_MAX: usize = 8_192;
+/// Sessions that a user token may be for.
+pub const TOKEN_SESSIONS_MAX: usize = 100;
+/// Longest life of a user token, in seconds.
+pub const TOKEN_SECONDS_MAX: u64 = 86_400;
+/// By how many seconds the clock of who signs a token may differ from ours.
+pub const TOKEN_SKEW_SECONDS: u64 = 30;
+/// Longest time for which a rotated key's old secret may stay valid, in seconds.
+pub const ROTATION_GRACE_SECONDS_MAX: u64 = 30 * 86_400;
+/// Sessions of a deleted project that are deleted in one transaction.
+pub const ERASE_SESSIONS_BATCH: u32 = 100;
+/// Audit events that are stored in one transaction.
+pub const AUDIT_EVENTS_BATCH_MAX: usize = 1_000;

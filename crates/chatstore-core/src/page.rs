@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq as _;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
-use crate::ids::{MessageId, SessionId};
+use crate::ids::{AuditEventId, MessageId, ProjectId, SessionId};
 use crate::limits::PAGE_ITEMS_DEFAULT;
 
 /// Direction of a list.
@@ -78,6 +78,31 @@ pub struct SessionPosition {
 pub struct MessagePosition {
     /// The message's place, from 1.
     pub seq: i64,
+}
+
+/// Position of a key in a list: when it was made, then its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPosition {
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Breaks ties.
+    pub key_id: String,
+}
+
+/// Position of a project in a list: when it was made, then its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProjectPosition {
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Breaks ties.
+    pub project_id: ProjectId,
+}
+
+/// Position of an event in the audit log: its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditPosition {
+    /// Ids grow with time.
+    pub event_id: AuditEventId,
 }
 
 /// Position in what a search found: what the list must be made from, and where it goes on.
@@ -153,6 +178,44 @@ impl Position for MessagePosition {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self { seq: i64::from_be_bytes(bytes.try_into().ok()?) })
+    }
+}
+
+impl Position for KeyPosition {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.created_at.as_micros().to_be_bytes().to_vec();
+        bytes.extend_from_slice(self.key_id.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (us, key_id) = bytes.split_first_chunk::<8>()?;
+        let created_at = Timestamp::from_micros(i64::from_be_bytes(*us))?;
+        Some(Self { created_at, key_id: std::str::from_utf8(key_id).ok()?.to_owned() })
+    }
+}
+
+impl Position for ProjectPosition {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.created_at.as_micros().to_be_bytes().to_vec();
+        bytes.extend_from_slice(self.project_id.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (us, id) = bytes.split_first_chunk::<8>()?;
+        let created_at = Timestamp::from_micros(i64::from_be_bytes(*us))?;
+        Some(Self { created_at, project_id: Uuid::from_slice(id).ok()?.into() })
+    }
+}
+
+impl Position for AuditPosition {
+    fn encode(&self) -> Vec<u8> {
+        self.event_id.as_bytes().to_vec()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(Self { event_id: Uuid::from_slice(bytes).ok()?.into() })
     }
 }
 
@@ -261,6 +324,12 @@ mod tests {
             let session = SessionPosition { sorted_by: Timestamp::from_micros(us).unwrap(), session_id: Uuid::from_bytes(id).into() };
             prop_assert_eq!(key.verify(&key.sign(&session, &binding), &binding), Some(session));
             let created_at = Timestamp::from_micros(us).unwrap();
+            let project = ProjectPosition { created_at, project_id: Uuid::from_bytes(id).into() };
+            prop_assert_eq!(key.verify(&key.sign(&project, &binding), &binding), Some(project));
+            let event = AuditPosition { event_id: Uuid::from_bytes(id).into() };
+            prop_assert_eq!(key.verify(&key.sign(&event, &binding), &binding), Some(event));
+            let api_key = KeyPosition { created_at, key_id: "0aZ".to_owned() };
+            prop_assert_eq!(key.verify(&key.sign(&api_key, &binding), &binding), Some(api_key));
             let hit = SearchAfter::Hit { score: seq as f64 / 7.0, created_at, message_id: Uuid::from_bytes(id).into() };
             for after in [hit, SearchAfter::Shown(marks)] {
                 let position = SearchPosition { as_of: created_at, after };

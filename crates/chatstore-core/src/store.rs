@@ -1,10 +1,12 @@
 //! The contract as a whole: scope, errors, and the one trait object the server talks to.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::api_keys::ApiKeyStore;
 use crate::archive::ArchiveStore;
+use crate::audit::AuditStore;
 use crate::embeddings::EmbeddingStore;
 use crate::ids::{Bucket, ProjectId};
 use crate::messages::MessageStore;
@@ -13,25 +15,77 @@ use crate::projects::ProjectStore;
 use crate::search::SearchStore;
 use crate::sessions::SessionStore;
 
-/// Whose data a call may see and change. Every method that touches data takes one; rows outside it
-/// do not exist for the call.
+/// Whose data a call may see and change, and how much of it there may be. Every method that touches
+/// data takes one; rows outside it do not exist for the call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     /// The tenant.
     pub project_id: ProjectId,
     /// The one user the caller speaks for; `None` sees all users of the project.
     pub user_id: Option<String>,
+    /// How much it may hold.
+    pub quotas: Quotas,
+}
+
+/// How much a project may hold; `None` is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Quotas {
+    /// Sessions of one user. Creations at the same moment may together pass it on PostgreSQL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions_per_user: Option<u64>,
+    /// Messages of one session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_per_session: Option<u64>,
+    /// Bytes of the whole project, as [`crate::projects::ProjectUsage`] counts them. Kept by the server, which looks
+    /// now and then, and not by the stores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_bytes: Option<u64>,
+}
+
+impl Quotas {
+    /// These, and where they say nothing, `defaults`.
+    #[must_use]
+    pub fn or(self, defaults: Self) -> Self {
+        Self {
+            sessions_per_user: self.sessions_per_user.or(defaults.sessions_per_user),
+            messages_per_session: self.messages_per_session.or(defaults.messages_per_session),
+            project_bytes: self.project_bytes.or(defaults.project_bytes),
+        }
+    }
+
+    /// Refuses a session that would make a user's sessions `count`.
+    pub fn check_sessions(&self, count: u64) -> Result<(), StoreError> {
+        Self::check("sessions_per_user", self.sessions_per_user, count)
+    }
+
+    /// Refuses messages that would make a session's messages `count`.
+    pub fn check_messages(&self, count: u64) -> Result<(), StoreError> {
+        Self::check("messages_per_session", self.messages_per_session, count)
+    }
+
+    /// Refuses a write to a project that holds `bytes`.
+    pub fn check_bytes(&self, bytes: u64) -> Result<(), StoreError> {
+        Self::check("project_bytes", self.project_bytes, bytes)
+    }
+
+    fn check(quota: &'static str, max: Option<u64>, count: u64) -> Result<(), StoreError> {
+        match max {
+            Some(max) if count > max => Err(StoreError::QuotaExceeded { quota, max }),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Scope {
     /// Everything of one project.
     pub fn project(project_id: ProjectId) -> Self {
-        Self { project_id, user_id: None }
+        Self { project_id, user_id: None, quotas: Quotas::default() }
     }
 
     /// One user's part of a project.
     pub fn user(project_id: ProjectId, user_id: impl Into<String>) -> Self {
-        Self { project_id, user_id: Some(user_id.into()) }
+        Self { user_id: Some(user_id.into()), ..Self::project(project_id) }
     }
 
     /// Where a new session of `user_id` is placed: with the user's others; without a user by the
@@ -71,6 +125,17 @@ pub enum StoreError {
         pointer: String,
         /// What is wrong, as the end of a sentence that begins with the field.
         detail: String,
+    },
+    /// The caller may not do this to this row: it would gain what it lacks.
+    #[error("forbidden")]
+    Forbidden,
+    /// It would be more than a quota allows.
+    #[error("the quota {quota} is {max}")]
+    QuotaExceeded {
+        /// The field of [`Quotas`].
+        quota: &'static str,
+        /// What it allows.
+        max: u64,
     },
     /// Too much is queued; a retry in a moment may succeed.
     #[error("the store is busy")]
@@ -131,7 +196,7 @@ pub struct StoreStats {
 /// A durable chat store: what the server needs of an engine.
 #[async_trait]
 pub trait Store:
-    SessionStore + MessageStore + ApiKeyStore + ProjectStore + ArchiveStore + SearchStore + EmbeddingStore
+    SessionStore + MessageStore + ApiKeyStore + ProjectStore + AuditStore + ArchiveStore + SearchStore + EmbeddingStore
 {
     /// Whether the store can be read and written now; the reason if not.
     async fn check(&self) -> Result<(), StoreError>;

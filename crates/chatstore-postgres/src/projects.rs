@@ -1,7 +1,10 @@
 //! Projects in PostgreSQL.
 
 use async_trait::async_trait;
-use chatstore_core::projects::{Project, ProjectStore};
+use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::ProjectId;
+use chatstore_core::page::{Page, PageRequest, ProjectPosition};
+use chatstore_core::projects::{Project, ProjectPatch, ProjectStore, ProjectUsage, TokenSecret};
 use chatstore_core::store::StoreError;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -30,23 +33,53 @@ impl ProjectStore for PostgresStore {
             .await
     }
 
-    async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
-        self.pool
-            .read(name, async |db, name| {
-                db.query_opt(SELECT_PROJECT, params![*name]).await?.as_ref().map(project_row).transpose()
-            })
-            .await
+    async fn get_project(&self, _project_id: ProjectId) -> Result<Option<Project>, StoreError> {
+        Err(StoreError::internal("to be built"))
     }
 
-    async fn list_projects(&self) -> Result<Vec<Project>, StoreError> {
-        self.pool.read((), async |db, _| db.query(LIST_PROJECTS, &[]).await?.iter().map(project_row).collect()).await
+    async fn get_project_by_name(&self, _name: &str) -> Result<Option<Project>, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn list_projects(
+        &self,
+        _page: &PageRequest<ProjectPosition>,
+    ) -> Result<Page<Project, ProjectPosition>, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn update_project(
+        &self,
+        _project_id: ProjectId,
+        _patch: ProjectPatch,
+        _now: Timestamp,
+    ) -> Result<Project, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn rotate_token_secret(
+        &self,
+        _project_id: ProjectId,
+        _secret: Option<TokenSecret>,
+        _previous_expires_at: Timestamp,
+        _now: Timestamp,
+    ) -> Result<Project, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn delete_project(&self, _project_id: ProjectId, _now: Timestamp) -> Result<Project, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn erase_deleted_projects(&self, _now: Timestamp) -> Result<bool, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn get_project_usage(&self, _project_id: ProjectId) -> Result<ProjectUsage, StoreError> {
+        Err(StoreError::internal("to be built"))
     }
 }
 
 fn project_row(row: &Row) -> Result<Project, Failure> {
-    Ok(Project {
-        project_id: row.try_get::<_, Uuid>(0)?.into(),
-        name: row.try_get(1)?,
-        created_at: time_column(row, 2)?,
-    })
+    Ok(Project::new(row.try_get::<_, Uuid>(0)?.into(), row.try_get::<_, String>(1)?, time_column(row, 2)?))
 }

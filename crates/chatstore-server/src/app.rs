@@ -12,8 +12,12 @@ use chatstore_core::page::CursorKey;
 use chatstore_core::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::AccessSettings;
+use crate::admission::Admission;
+use crate::auth::Credentials;
 use crate::config::Config;
 use crate::embedder::Embedder;
+use crate::rate_limit::Limiter;
 
 /// The model of vectors that come without one, where no embedding source names another.
 const DEFAULT_MODEL: &str = "default";
@@ -57,8 +61,16 @@ pub struct AppState {
     pub ctx: Ctx,
     /// Signs the cursors of lists.
     pub cursor_key: CursorKey,
+    /// Who may do what, and how much, as it was set.
+    pub access: AccessSettings,
     /// Digest of `API_KEY`, which always works.
     pub root_key: Option<KeyDigest>,
+    /// Keys and projects as they are.
+    pub credentials: Credentials,
+    /// Counts requests against their limits.
+    pub limiter: Limiter,
+    /// Lets requests in.
+    pub admission: Admission,
     /// The limits of one request.
     pub limits: RequestLimits,
     /// Cancelled when the process is told to stop.
@@ -83,14 +95,18 @@ impl App {
     pub async fn new(
         store: Arc<dyn Store>,
         ctx: Ctx,
-        root_key: Option<&str>,
+        access: AccessSettings,
         limits: RequestLimits,
         shutdown: CancellationToken,
     ) -> Result<Self, StoreError> {
         let cursor_key = store.cursor_key().await?;
         let openapi = Bytes::from(crate::openapi::document_text());
-        let root_key = root_key.map(KeyDigest::of);
+        let root_key = access.api_key.as_ref().map(|key| KeyDigest::of(key.expose()));
         Ok(Self(Arc::new(AppState {
+            credentials: Credentials::new(store.clone(), ctx.clone()),
+            limiter: Limiter::new(&access, ctx.clone()),
+            admission: Admission::new(access.requests_max),
+            access,
             store,
             ctx,
             cursor_key,

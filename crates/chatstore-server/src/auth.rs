@@ -1,18 +1,30 @@
 //! Who is calling: the guard in front of every route that is not open.
 
+mod credentials;
+
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use chatstore_core::api_keys::{ApiKey, KeyDigest, KeyScopes, Permission, PresentedKey};
-use chatstore_core::ids::ProjectId;
+use chatstore_core::api_keys::{Authority, KeyDigest, KeyScopes, Permission, PresentedKey};
+use chatstore_core::ids::{ProjectId, SessionId};
 use chatstore_core::limits::USER_ID_BYTES_MAX;
+use chatstore_core::projects::Project;
+use chatstore_core::rates::RequestClass;
 use chatstore_core::store::Scope;
 
 use crate::app::App;
+use crate::audit::PendingEvent;
 use crate::body::discard;
+use crate::client_address::ClientAddress;
 use crate::error::{ApiError, Code};
+use crate::listener::Peer;
+use crate::rate_limit::Account;
+
+pub use credentials::{Credentials, KnownKey};
 
 /// Names the one user a request speaks for.
 pub const USER_ID_HEADER: &str = "x-user-id";
@@ -22,10 +34,29 @@ pub const API_KEY_HEADER: &str = "x-api-key";
 /// Who sent the request, and what it may see and do.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Whose data it sees.
+    /// Whose data it sees, and how much of it there may be.
     pub scope: Scope,
-    /// What its key may do.
+    /// What it may do.
     pub scopes: KeyScopes,
+    /// What it showed.
+    pub credential: Credential,
+    /// Its project.
+    pub project: Arc<Project>,
+    /// The only sessions that exist for it, if a user token names some.
+    pub sessions: Option<Arc<[SessionId]>>,
+    /// Where it comes from.
+    pub address: ClientAddress,
+}
+
+/// What a caller showed.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// The key in `API_KEY`.
+    RootKey,
+    /// A stored key.
+    ApiKey(Arc<KnownKey>),
+    /// A user token; the user stands in the scope.
+    UserToken,
 }
 
 impl Caller {
@@ -40,36 +71,129 @@ impl Caller {
             (None, named) => Ok(named),
         }
     }
+
+    /// Whether this session may exist for the caller at all.
+    pub fn may_see(&self, session_id: SessionId) -> bool {
+        self.sessions.as_ref().is_none_or(|sessions| sessions.contains(&session_id))
+    }
+
+    /// Whose keys the caller manages, and with which scopes.
+    pub fn authority(&self) -> Authority {
+        let every = self.scopes.contains(Permission::Operator);
+        Authority { project_id: (!every).then_some(self.scope.project_id), scopes: self.scopes }
+    }
+
+    /// Refuses a caller who speaks for one user, where a whole project is ruled.
+    ///
+    /// # Errors
+    /// 403 `insufficient_scope`.
+    pub fn require_project(&self) -> Result<(), ApiError> {
+        let detail = "This is about a whole project: send it without `X-User-Id`, by a key that is bound to no user.";
+        if self.scope.user_id.is_none() { Ok(()) } else { Err(ApiError::new(Code::InsufficientScope, detail)) }
+    }
+
+    fn account(&self) -> Account<'_> {
+        let key = match &self.credential {
+            Credential::ApiKey(known) => Some(&known.key),
+            Credential::RootKey | Credential::UserToken => None,
+        };
+        Account {
+            address: self.address,
+            key_id: match &self.credential {
+                Credential::RootKey => Some(ROOT_KEY_ID),
+                Credential::ApiKey(known) => Some(&known.key.key_id),
+                Credential::UserToken => None,
+            },
+            user: self.scope.user_id.as_deref().map(|user_id| (self.scope.project_id, user_id)),
+            project_rates: Some(&self.project.settings.limits),
+            key_rates: key.map(|key| &key.settings.limits),
+        }
+    }
 }
+
+/// Stands for `API_KEY` where keys have ids; no key has an id of this length.
+const ROOT_KEY_ID: &str = "root";
 
 /// The project of a request, left on the response for the log line.
 #[derive(Clone, Copy, Debug)]
 pub struct CallerProject(pub ProjectId);
 
-/// Lets a request through if its key is valid and has `permission`.
-pub async fn guard(app: App, permission: Permission, mut request: Request, next: Next) -> Response {
-    let caller = match authenticate(&app, request.headers()).await {
+/// What the guard of one route knows of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Guarded {
+    /// The operation's id.
+    pub action: &'static str,
+    /// The scope it needs.
+    pub permission: Permission,
+    /// The budget it draws on.
+    pub class: RequestClass,
+    /// Whether it is noted in the audit log.
+    pub is_audited: bool,
+}
+
+/// Lets a request through if there is room for it, its credential is valid, its limits admit it, and it has the scope.
+pub async fn guard(app: App, route: Guarded, mut request: Request, next: Next) -> Response {
+    let place = match app.admission.enter().await {
+        Ok(place) => place,
+        Err(error) => return refuse(request, error).await,
+    };
+    request.extensions_mut().insert(place);
+    let address = client_address(&app, &request);
+    let caller = match authenticate(&app, address, request.headers()).await {
         Ok(caller) => caller,
-        Err(error) => {
-            discard(request).await;
-            return error.into_response();
-        }
+        Err(error) => return refuse(request, error).await,
     };
     let project = CallerProject(caller.scope.project_id);
-    let mut response = if caller.scopes.contains(permission) {
-        request.extensions_mut().insert(caller);
-        next.run(request).await
-    } else {
-        discard(request).await;
-        insufficient_scope(permission).into_response()
+    let standing = app.limiter.count(&caller.account(), route.class).await;
+    let mut response = match standing.refusal() {
+        Some(error) => refuse(request, error).await,
+        None => let_in(&app, route, caller, request, next).await,
     };
+    standing.write(response.headers_mut());
     response.extensions_mut().insert(project);
     response
 }
 
-async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
+/// Lets a request to an open page through if the limits of its address admit it.
+pub async fn guard_open(app: App, request: Request, next: Next) -> Response {
+    let address = client_address(&app, &request);
+    let account = Account { address, key_id: None, user: None, project_rates: None, key_rates: None };
+    let standing = app.limiter.count(&account, RequestClass::Reads).await;
+    let mut response = match standing.refusal() {
+        Some(error) => refuse(request, error).await,
+        None => next.run(request).await,
+    };
+    standing.write(response.headers_mut());
+    response
+}
+
+async fn let_in(app: &App, route: Guarded, caller: Caller, mut request: Request, next: Next) -> Response {
+    let event = route.is_audited.then(|| PendingEvent::begin(app, &caller, route.action, &request));
+    let response = if caller.scopes.contains(route.permission) {
+        request.extensions_mut().insert(caller);
+        next.run(request).await
+    } else {
+        refuse(request, insufficient_scope(route.permission)).await
+    };
+    if let Some(event) = event {
+        event.finish(&response).await;
+    }
+    response
+}
+
+/// The answer to a request whose body nobody wants.
+async fn refuse(request: Request, error: ApiError) -> Response {
+    discard(request).await;
+    error.into_response()
+}
+
+fn client_address(app: &App, request: &Request) -> ClientAddress {
+    ClientAddress::of(request.extensions().get::<Peer>(), request.headers(), app.access.trusted_proxies)
+}
+
+async fn authenticate(app: &App, address: ClientAddress, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let presented = presented_key(headers)?;
-    let mut caller = identify(app, presented).await?;
+    let mut caller = identify(app, address, presented).await?;
     if let Some(user_id) = named_user(headers)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
@@ -106,18 +230,27 @@ fn bearer_token(value: &HeaderValue) -> Option<&str> {
 }
 
 /// Whose key it is. `API_KEY` always works; a stored key is looked up only if its checksum is right.
-async fn identify(app: &App, presented: &str) -> Result<Caller, ApiError> {
+async fn identify(app: &App, address: ClientAddress, presented: &str) -> Result<Caller, ApiError> {
+    let failed = |error| ApiError::from_store(error, "API key");
+    let caller = |project: Arc<Project>, user_id, scopes, credential| Caller {
+        scope: Scope { project_id: project.project_id, user_id, quotas: project.settings.quotas.or(app.access.quotas) },
+        scopes,
+        credential,
+        project,
+        sessions: None,
+        address,
+    };
     if let Some(root) = &app.root_key
         && root.matches(&KeyDigest::of(presented))
     {
-        return Ok(Caller { scope: Scope::project(ProjectId::DEFAULT), scopes: KeyScopes::all() });
+        let project = app.credentials.project(ProjectId::DEFAULT).await.map_err(failed)?;
+        let project = project.ok_or_else(|| ApiError::internal("the default project is not there"))?;
+        return Ok(caller(project, None, KeyScopes::all(), Credential::RootKey));
     }
     let presented = PresentedKey::parse(presented).ok_or_else(invalid_api_key)?;
-    let found = app.store.get_api_key(presented.key_id()).await;
-    let key = found.map_err(|error| ApiError::from_store(error, "API key"))?;
-    let valid = |key: &ApiKey| key.digest.matches(&presented.digest()) && key.is_active(app.ctx.now());
-    let key = key.filter(valid).ok_or_else(invalid_api_key)?;
-    Ok(Caller { scope: Scope { project_id: key.project_id, user_id: key.user_id }, scopes: key.scopes })
+    let known = app.credentials.key(&presented).await.map_err(failed)?.ok_or_else(invalid_api_key)?;
+    let (project, user_id) = (known.project.clone(), known.key.user_id.clone());
+    Ok(caller(project, user_id, known.key.scopes, Credential::ApiKey(known)))
 }
 
 /// The user in `X-User-Id`.

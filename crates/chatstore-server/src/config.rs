@@ -4,9 +4,9 @@
 //! `config.default.toml`. A value comes from the strongest source that has one: flag, environment, `.env` file, TOML
 //! file, default.
 
+mod access;
 mod dotenv;
 mod error;
-mod rate;
 mod resolved;
 mod sources;
 mod typo;
@@ -16,10 +16,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chatstore_core::rates::Rates;
+use chatstore_core::store::Quotas;
 use clap::Arg;
 
+pub use access::{CorsOrigins, RateLimitStore, parse_origin};
 pub use error::ConfigError;
-pub use rate::Rate;
 pub use sources::Sources;
 pub use value::{DatabaseUrl, EmbeddingsUrl, LogFormat, LogLevel, PostgresAppend, Secret, SqliteSynchronous};
 
@@ -69,12 +71,24 @@ pub const SETTINGS: &[Setting] = &[
     plain("Embeddings", "embeddings_timeout_ms", "Time for a request for embeddings"),
     secret("Access", "api_key", "Key that callers must present"),
     secret("Access", "secret_key", "Key that signs user tokens"),
-    plain("Access", "rate_limit", "Requests a caller may make, such as 30/minute or 100/hour;10/second"),
+    plain("Access", "trusted_proxies", "Proxies in front whose X-Forwarded-For or Forwarded is believed"),
+    plain("Access", "cors_origins", "Origins whose pages may use the API: * or a list"),
+    plain("Rates", "rate_limit", "Requests of each key, user and address, such as 30/minute or 100/hour;10/second"),
+    plain("Rates", "rate_limit_reads", "The same for reads alone"),
+    plain("Rates", "rate_limit_writes", "The same for writes alone"),
+    plain("Rates", "rate_limit_search", "The same for searches alone"),
+    plain("Rates", "rate_limit_global", "Requests of everybody together"),
+    plain("Rates", "rate_limit_failed_auth", "Failed attempts to authenticate from each address"),
+    secret("Rates", "rate_limit_store", "Where rates are counted: memory, or redis://…"),
+    plain("Quotas", "quota_sessions_per_user", "Sessions of one user"),
+    plain("Quotas", "quota_messages_per_session", "Messages of one session"),
+    plain("Quotas", "quota_project_bytes", "Bytes of one project"),
     plain("Logging", "log_level", "Least severe level to log, from trace to off"),
     plain("Logging", "log_format", "Form of a log line: auto, human or json"),
     plain("Logging", "debug", "Log more, for development"),
     plain("Limits", "content_bytes_max", "Largest content of one message, in bytes"),
     plain("Limits", "body_bytes_max", "Largest request body, in bytes"),
+    plain("Limits", "requests_max", "Requests handled at the same time; a few more wait, the rest are turned away"),
     plain("Limits", "connections_max", "Connections open at the same time"),
     plain("Limits", "body_bytes_per_second_min", "Slowest rate at which a request body may arrive"),
     plain("Timeouts", "request_timeout_ms", "Time for handling one request"),
@@ -97,6 +111,9 @@ pub const SETTINGS: &[Setting] = &[
     plain("PostgreSQL", "postgres_append_queue_max", "Appends that may wait for their commit"),
     plain("Runtime", "worker_threads", "Threads that serve requests; 0 decides by the number of cores"),
 ];
+
+/// Largest quota: what both engines and JSON hold exactly.
+pub const QUOTA_MAX: u64 = 1 << 53;
 
 /// The settings, each checked and typed. `Debug` shows no secret.
 #[derive(Clone)]
@@ -121,8 +138,26 @@ pub struct Config {
     pub api_key: Option<Secret>,
     /// Key that signs user tokens.
     pub secret_key: Option<Secret>,
-    /// Requests a caller may make; all of them apply, and none means no limit.
-    pub rate_limit: Vec<Rate>,
+    /// How many proxies stand in front and can be believed.
+    pub trusted_proxies: usize,
+    /// Origins whose pages may read answers.
+    pub cors_origins: CorsOrigins,
+    /// Rates of each key, user and address, for classes of requests that have none of their own.
+    pub rate_limit: Option<Rates>,
+    /// Rates of reads.
+    pub rate_limit_reads: Option<Rates>,
+    /// Rates of writes.
+    pub rate_limit_writes: Option<Rates>,
+    /// Rates of searches.
+    pub rate_limit_search: Option<Rates>,
+    /// Rates of everybody together.
+    pub rate_limit_global: Rates,
+    /// Rates of failed attempts to authenticate from each address.
+    pub rate_limit_failed_auth: Rates,
+    /// Where rates are counted.
+    pub rate_limit_store: RateLimitStore,
+    /// How much a project may hold that has no quotas of its own.
+    pub quotas: Quotas,
     /// Least severe level to log.
     pub log_level: LogLevel,
     /// Form of a log line.
@@ -133,6 +168,8 @@ pub struct Config {
     pub content_bytes_max: usize,
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// Requests handled at the same time.
+    pub requests_max: usize,
     /// Connections open at the same time.
     pub connections_max: usize,
     /// Slowest rate at which a request body may arrive; 0 allows any.
@@ -213,12 +250,26 @@ impl Config {
             embeddings,
             api_key: values.text("api_key", value::api_key)?,
             secret_key: values.text("secret_key", value::secret_key)?,
-            rate_limit: values.optional("rate_limit", rates)?.unwrap_or_default(),
+            trusted_proxies: values.integer("trusted_proxies", 0..=100)?,
+            cors_origins: values.text("cors_origins", CorsOrigins::parse)?.unwrap_or_default(),
+            rate_limit: values.optional("rate_limit", rates)?,
+            rate_limit_reads: values.optional("rate_limit_reads", rates)?,
+            rate_limit_writes: values.optional("rate_limit_writes", rates)?,
+            rate_limit_search: values.optional("rate_limit_search", rates)?,
+            rate_limit_global: values.optional("rate_limit_global", rates)?.unwrap_or_default(),
+            rate_limit_failed_auth: values.required("rate_limit_failed_auth", rates)?,
+            rate_limit_store: values.required_text("rate_limit_store", RateLimitStore::parse)?,
+            quotas: Quotas {
+                sessions_per_user: values.optional_integer("quota_sessions_per_user", 1..=QUOTA_MAX)?,
+                messages_per_session: values.optional_integer("quota_messages_per_session", 1..=QUOTA_MAX)?,
+                project_bytes: values.optional_integer("quota_project_bytes", 1..=QUOTA_MAX)?,
+            },
             log_level: values.required("log_level", LogLevel::parse)?,
             log_format: values.required("log_format", LogFormat::parse)?,
             debug,
             content_bytes_max: values.integer("content_bytes_max", 1..=268_435_456)?,
             body_bytes_max: values.integer("body_bytes_max", 1..=1_073_741_824)?,
+            requests_max: values.integer("requests_max", 1..=1_000_000)?,
             connections_max: values.integer("connections_max", 1..=1_000_000)?,
             body_bytes_per_second_min: values.integer("body_bytes_per_second_min", 0..=1_073_741_824)?,
             request_timeout: timeout("request_timeout_ms")?,
@@ -395,7 +446,7 @@ mod tests {
         assert_eq!((config.host.as_str(), config.port), ("127.0.0.1", 8000));
         assert!(matches!(&config.database_url, DatabaseUrl::Sqlite(path) if path == Path::new("./data/chatstore.db")));
         assert!(config.unix_socket.is_none() && config.api_key.is_none() && config.secret_key.is_none());
-        assert!(config.rate_limit.is_empty() && config.auto_migrate && !config.debug);
+        assert!(config.rate_limit.is_none() && config.auto_migrate && !config.debug);
         assert_eq!((config.log_level, config.log_format), (LogLevel::Info, LogFormat::Auto));
         assert_eq!((config.content_bytes_max, config.body_bytes_max), (1_048_576, 16_777_216));
         assert_eq!((config.body_bytes_per_second_min, config.connections_max), (1024, 10_000));
@@ -510,7 +561,7 @@ mod tests {
         let sources = bare(&dir).with_env("PORT", "").with_env("RATE_LIMIT", "").with_env("ENV_FILE", "");
         let config = Config::load(&sources.with_env("CONFIG_FILE", "").with_env("API_KEY_FILE", "")).unwrap();
         assert_eq!((config.port, config.host.as_str()), (8000, "127.0.0.1"));
-        assert!(config.api_key.is_none() && config.rate_limit.is_empty());
+        assert!(config.api_key.is_none() && config.rate_limit.is_none());
     }
 
     #[test]
@@ -554,7 +605,7 @@ mod tests {
         write(&dir, "my.toml", "worker_threads = 3");
         let given = matches(&["--rate-limit", "5 per second", "--config", "my.toml", "--debug=yes"]).unwrap();
         let config = Config::load(&bare(&dir).with_matches(&given)).unwrap();
-        assert_eq!(config.rate_limit, [Rate { count: 5, per_seconds: 1 }]);
+        assert_eq!(config.rate_limit, Rates::parse("5/second"));
         assert_eq!((config.worker_threads, config.log_level), (3, LogLevel::Debug));
         assert!(matches(&["--rate-limt", "5"]).is_err());
         clap::Command::new("chatstore").args(command_args()).debug_assert();

@@ -24,10 +24,18 @@ pub enum Code {
     MissingApiKey,
     /// The key sent is none, or was revoked, or has expired.
     InvalidApiKey,
+    /// The user token is none, or not for here, or has expired.
+    InvalidToken,
     /// The key lacks a scope.
     InsufficientScope,
     /// The request speaks for one user and names another.
     UserMismatch,
+    /// The key may not be used from this origin.
+    OriginNotAllowed,
+    /// The key may not be used from this address.
+    AddressNotAllowed,
+    /// It would be more than a quota allows.
+    QuotaExceeded,
     /// There is no such thing for this caller.
     NotFound,
     /// No route has this path.
@@ -48,6 +56,8 @@ pub enum Code {
     UnsupportedMediaType,
     /// A field or parameter breaks a rule.
     ValidationFailed,
+    /// Too many requests came from one side.
+    RateLimited,
     /// A defect of ours.
     InternalError,
     /// Too much is going on.
@@ -74,8 +84,12 @@ impl Code {
         Self::InvalidCursor,
         Self::MissingApiKey,
         Self::InvalidApiKey,
+        Self::InvalidToken,
         Self::InsufficientScope,
         Self::UserMismatch,
+        Self::OriginNotAllowed,
+        Self::AddressNotAllowed,
+        Self::QuotaExceeded,
         Self::NotFound,
         Self::RouteNotFound,
         Self::MethodNotAllowed,
@@ -86,6 +100,7 @@ impl Code {
         Self::ContentTooLarge,
         Self::UnsupportedMediaType,
         Self::ValidationFailed,
+        Self::RateLimited,
         Self::InternalError,
         Self::Overloaded,
         Self::StoreUnavailable,
@@ -104,8 +119,12 @@ impl Code {
             Self::InvalidHeader => (S::BAD_REQUEST, "invalid_header", "A header is not well-formed"),
             Self::InvalidCursor => (S::BAD_REQUEST, "invalid_cursor", "The cursor does not belong to this list"),
             Self::MissingApiKey => (S::UNAUTHORIZED, "missing_api_key", "An API key is needed"),
+            Self::InvalidToken => (S::UNAUTHORIZED, "invalid_token", "The user token is not valid"),
             Self::InvalidApiKey => (S::UNAUTHORIZED, "invalid_api_key", "The API key is not valid"),
             Self::InsufficientScope => (S::FORBIDDEN, "insufficient_scope", "The API key lacks a scope"),
+            Self::QuotaExceeded => (S::FORBIDDEN, "quota_exceeded", "A quota is used up"),
+            Self::AddressNotAllowed => (S::FORBIDDEN, "address_not_allowed", "The key is not for this address"),
+            Self::OriginNotAllowed => (S::FORBIDDEN, "origin_not_allowed", "The key is not for this origin"),
             Self::UserMismatch => (S::FORBIDDEN, "user_mismatch", "The request names another user than it speaks for"),
             Self::NotFound => (S::NOT_FOUND, "not_found", "Not found"),
             Self::RouteNotFound => (S::NOT_FOUND, "route_not_found", "Nothing is served at this path"),
@@ -118,6 +137,7 @@ impl Code {
             Self::UnsupportedMediaType => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be declared as JSON")
             }
+            Self::RateLimited => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::ValidationFailed => {
                 (S::UNPROCESSABLE_ENTITY, "validation_failed", "A field or parameter is not acceptable")
             }
@@ -154,7 +174,14 @@ impl Code {
     /// Whether the same request may succeed in a moment. A write that took too long may have
     /// happened: it is not for machines to repeat.
     fn is_transient(self) -> bool {
-        matches!(self, Self::Overloaded | Self::StoreUnavailable | Self::EmbeddingsUnavailable | Self::NotReady)
+        matches!(
+            self,
+            Self::RateLimited
+                | Self::Overloaded
+                | Self::StoreUnavailable
+                | Self::EmbeddingsUnavailable
+                | Self::NotReady
+        )
     }
 }
 
@@ -286,6 +313,13 @@ impl ApiError {
                 format!("The {noun} has version {current}: read it again and decide anew."),
             ),
             StoreError::Invalid { pointer, detail } => Self::invalid_field(pointer, detail),
+            StoreError::Forbidden => Self::new(
+                Code::InsufficientScope,
+                format!("The {noun} may do more than you may, so it is not yours to rule."),
+            ),
+            StoreError::QuotaExceeded { quota, max } => {
+                Self::new(Code::QuotaExceeded, format!("The quota `{quota}` allows {max}."))
+            }
             StoreError::Busy => {
                 Self::new(Code::Overloaded, "More is queued than can be handled; try again in a moment.")
             }

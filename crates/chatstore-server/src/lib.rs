@@ -4,10 +4,14 @@
 //! handlers of `/api/v1`, a file a noun; `listener` accepts connections within limits; `config`
 //! and `telemetry` are what a process needs around it.
 
+pub mod access;
+pub mod admission;
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod body;
+pub mod client_address;
 pub mod config;
 pub mod docs;
 pub mod embedder;
@@ -16,6 +20,7 @@ pub mod extract;
 pub mod listener;
 pub mod openapi;
 pub mod query;
+pub mod rate_limit;
 pub mod request_log;
 pub mod respond;
 pub mod router;

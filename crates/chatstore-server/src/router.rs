@@ -11,10 +11,13 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use chatstore_core::api_keys::Permission;
+use chatstore_core::rates::RequestClass;
 use futures_util::FutureExt as _;
 
 use crate::api::{OperationDoc, archive, embeddings, messages, search, service, sessions};
 use crate::app::App;
+use crate::audit::is_audited;
+use crate::auth::Guarded;
 use crate::error::{ApiError, Code};
 use crate::openapi::{DescribedHandler, Operation};
 use crate::request_log::RequestLine;
@@ -22,8 +25,10 @@ use crate::request_log::RequestLine;
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Anyone.
+    /// Anyone, within the limits of an address.
     Open,
+    /// Anyone, always: what probes ask.
+    Health,
     /// Callers whose key has this scope.
     Needs(Permission),
 }
@@ -43,9 +48,9 @@ pub struct Route {
     handler: MethodRouter<App>,
 }
 
-/// Every route there is. The open ones are all in the first block.
+/// Every route there is. Those that need no key are all in the first block.
 pub fn routes() -> Vec<Route> {
-    use Access::{Needs, Open};
+    use Access::{Health, Needs, Open};
     use Permission::{Admin, Delete, Read, Search, Write};
     const GET: Method = Method::GET;
     const POST: Method = Method::POST;
@@ -56,10 +61,10 @@ pub fn routes() -> Vec<Route> {
         route(GET, "/", Open, service::get_index, &service::GET_INDEX),
         route(GET, "/docs", Open, service::get_docs, &service::GET_DOCS),
         route(GET, "/docs/{file}", Open, service::get_docs_file, &service::GET_DOCS_FILE),
-        route(GET, "/healthz", Open, service::get_health, &service::GET_HEALTH),
-        route(GET, "/livez", Open, service::get_liveness, &service::GET_LIVENESS),
+        route(GET, "/healthz", Health, service::get_health, &service::GET_HEALTH),
+        route(GET, "/livez", Health, service::get_liveness, &service::GET_LIVENESS),
         route(GET, "/openapi.json", Open, service::get_openapi, &service::GET_OPENAPI),
-        route(GET, "/readyz", Open, service::get_readiness, &service::GET_READINESS),
+        route(GET, "/readyz", Health, service::get_readiness, &service::GET_READINESS),
         route(
             GET,
             "/api/v1/admin/embeddings",
@@ -163,17 +168,36 @@ where
     Route { method, path, access, doc, describe: H::describe, handler: on(filter, handler) }
 }
 
+/// The budget that requests of a route draw on.
+fn class(method: &Method, permission: Permission) -> RequestClass {
+    match permission {
+        Permission::Search => RequestClass::Search,
+        _ if method == Method::GET => RequestClass::Reads,
+        _ => RequestClass::Writes,
+    }
+}
+
 /// The whole application.
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
     for route in routes() {
+        let app = app.clone();
         let handler = match route.access {
-            Access::Open => route.handler,
+            Access::Health => route.handler,
+            Access::Open => route.handler.route_layer(from_fn(move |request: Request, next: Next| {
+                crate::auth::guard_open(app.clone(), request, next)
+            })),
             Access::Needs(permission) => {
-                let app = app.clone();
-                let guard =
-                    move |request: Request, next: Next| crate::auth::guard(app.clone(), permission, request, next);
-                route.handler.route_layer(from_fn(guard))
+                let route_handler = route.handler;
+                let route = Guarded {
+                    action: route.doc.id,
+                    permission,
+                    class: class(&route.method, permission),
+                    is_audited: is_audited(&route.method, permission),
+                };
+                route_handler.route_layer(from_fn(move |request: Request, next: Next| {
+                    crate::auth::guard(app.clone(), route, request, next)
+                }))
             }
         };
         if route.path.len() > 1 {

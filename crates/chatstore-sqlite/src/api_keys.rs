@@ -1,8 +1,11 @@
 //! API keys in SQLite.
 
 use async_trait::async_trait;
-use chatstore_core::api_keys::{ApiKey, ApiKeyStore, KeyDigest, KeyScopes};
+use chatstore_core::api_keys::{ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest, KeyScopes, KeySettings};
 use chatstore_core::clock::Timestamp;
+use chatstore_core::ids::ProjectId;
+use chatstore_core::page::{KeyPosition, Page, PageRequest};
+use chatstore_core::projects::Project;
 use chatstore_core::store::StoreError;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -43,26 +46,54 @@ impl ApiKeyStore for SqliteStore {
             .await
     }
 
-    async fn get_api_key(&self, key_id: &str) -> Result<Option<ApiKey>, StoreError> {
-        let key_id = key_id.to_owned();
-        self.readers.read(move |reader| reader.query_row(SELECT_API_KEY, params![key_id], api_key_row)).await
+    async fn get_api_key(&self, _key_id: &str) -> Result<Option<(ApiKey, Project)>, StoreError> {
+        Err(StoreError::internal("to be built"))
     }
 
-    async fn list_api_keys(&self) -> Result<Vec<(ApiKey, String)>, StoreError> {
-        let named = |row: &Row<'_>| Ok((api_key_row(row)?, row.get(9)?));
-        self.readers.read(move |reader| reader.query(LIST_API_KEYS, (), named, |_| 256)).await
+    async fn list_api_keys(
+        &self,
+        _project_id: Option<ProjectId>,
+        _page: &PageRequest<KeyPosition>,
+    ) -> Result<Page<(ApiKey, String), KeyPosition>, StoreError> {
+        Err(StoreError::internal("to be built"))
     }
 
-    async fn revoke_api_key(&self, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
-        let key_id = key_id.to_owned();
-        self.writer
-            .write(Kind::Plain, 64, move |connection| {
-                connection.prepare_cached(REVOKE_API_KEY)?.execute(params![key_id, now.as_micros()])?;
-                let key =
-                    connection.prepare_cached(SELECT_API_KEY)?.query_row(params![key_id], api_key_row).optional()?;
-                Ok(key.ok_or(StoreError::NotFound)?)
-            })
-            .await
+    async fn list_credential_ids(&self) -> Result<Vec<String>, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn update_api_key(
+        &self,
+        _authority: &Authority,
+        _key_id: &str,
+        _patch: ApiKeyPatch,
+        _now: Timestamp,
+    ) -> Result<ApiKey, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn rotate_api_key(
+        &self,
+        _authority: &Authority,
+        _key_id: &str,
+        _digest: KeyDigest,
+        _previous_expires_at: Timestamp,
+        _now: Timestamp,
+    ) -> Result<ApiKey, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn revoke_api_key(
+        &self,
+        _authority: &Authority,
+        _key_id: &str,
+        _now: Timestamp,
+    ) -> Result<ApiKey, StoreError> {
+        Err(StoreError::internal("to be built"))
+    }
+
+    async fn note_api_key_uses(&self, _uses: Vec<(String, Timestamp)>) -> Result<(), StoreError> {
+        Err(StoreError::internal("to be built"))
     }
 }
 
@@ -92,5 +123,9 @@ fn api_key_row(row: &Row<'_>) -> rusqlite::Result<ApiKey> {
         created_at: time_column(row, 6)?,
         expires_at: time_column_opt(row, 7)?,
         revoked_at: time_column_opt(row, 8)?,
+        previous: None,
+        settings: KeySettings::default(),
+        updated_at: time_column(row, 6)?,
+        last_used_at: None,
     })
 }

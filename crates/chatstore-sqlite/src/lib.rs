@@ -6,6 +6,7 @@
 
 mod api_keys;
 mod archive;
+mod audit;
 mod backup;
 mod columns;
 mod connection;

@@ -2,11 +2,12 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::api_keys::ApiKey;
+use crate::api_keys::{ApiKey, PreviousDigest};
+use crate::audit::AuditEvent;
 use crate::clock::Timestamp;
 use crate::embeddings::Embedding;
 use crate::messages::Message;
-use crate::projects::Project;
+use crate::projects::{Project, TokenSecret};
 use crate::sessions::Session;
 
 /// SHA-256 over rows in the order they are added. Every field of a row counts: integers and times
@@ -18,16 +19,36 @@ pub struct Checksum(Sha256);
 impl Checksum {
     /// Adds a project.
     pub fn add_project(&mut self, project: &Project) {
-        let Project { project_id, name, created_at } = project;
+        let Project { project_id, name, settings, token_secrets, created_at, updated_at } = project;
         self.bytes(b"p");
         self.bytes(project_id.as_bytes());
         self.text(name);
+        self.text(&settings.to_text());
         self.time(*created_at);
+        self.time(*updated_at);
+        for TokenSecret { bytes, expires_at } in token_secrets {
+            self.bytes(bytes);
+            self.option(*expires_at, Self::time);
+        }
     }
 
-    /// Adds an API key.
+    /// Adds an API key: all but when it was last used, which a server notes at any moment.
     pub fn add_api_key(&mut self, key: &ApiKey) {
-        let ApiKey { key_id, project_id, name, digest, scopes, user_id, created_at, expires_at, revoked_at } = key;
+        let ApiKey {
+            key_id,
+            project_id,
+            name,
+            digest,
+            previous,
+            scopes,
+            user_id,
+            settings,
+            created_at,
+            updated_at,
+            expires_at,
+            revoked_at,
+            last_used_at: _,
+        } = key;
         self.bytes(b"k");
         self.text(key_id);
         self.bytes(project_id.as_bytes());
@@ -38,6 +59,39 @@ impl Checksum {
         self.time(*created_at);
         self.option(*expires_at, Self::time);
         self.option(*revoked_at, Self::time);
+        self.option(*previous, |sum, PreviousDigest { digest, expires_at }| {
+            sum.bytes(digest.as_bytes());
+            sum.time(expires_at);
+        });
+        self.text(&settings.to_text());
+        self.time(*updated_at);
+    }
+
+    /// Adds an event of the audit log.
+    pub fn add_audit_event(&mut self, event: &AuditEvent) {
+        let AuditEvent {
+            event_id,
+            project_id,
+            created_at,
+            actor,
+            actor_id,
+            user_id,
+            action,
+            target_id,
+            outcome,
+            address,
+            request_id,
+        } = event;
+        self.bytes(b"a");
+        self.bytes(event_id.as_bytes());
+        self.bytes(project_id.as_bytes());
+        self.time(*created_at);
+        self.text(actor.as_str());
+        self.text(action);
+        self.text(outcome);
+        for text in [actor_id, user_id, target_id, address, request_id] {
+            self.option(text.as_deref(), Self::text);
+        }
     }
 
     /// Adds a session.
@@ -281,42 +335,74 @@ mod tests {
 
     #[test]
     fn every_field_of_a_key_and_a_project_counts() {
-        use crate::api_keys::{KeyDigest, KeyScopes};
+        use crate::api_keys::{KeyDigest, KeyScopes, PresentedKey};
         let created_at = ctx().now();
-        let key = ApiKey {
-            key_id: "id".to_owned(),
-            project_id: ProjectId::DEFAULT,
-            name: "name".to_owned(),
-            digest: KeyDigest::of("secret"),
-            scopes: KeyScopes::all(),
-            user_id: None,
-            created_at,
-            expires_at: None,
-            revoked_at: None,
-        };
+        let presented = PresentedKey::generate(&ctx());
         assert_all_count(
-            &key,
+            &ApiKey::new(&presented, ProjectId::DEFAULT, "name", KeyScopes::all(), created_at),
             Checksum::add_api_key,
             &[
                 |k| k.key_id = "name".to_owned(),
                 |k| k.project_id = ctx().new_project_id(k.created_at),
                 |k| k.name = "id".to_owned(),
                 |k| k.digest = KeyDigest::of("another"),
+                |k| k.previous = Some(PreviousDigest { digest: k.digest, expires_at: k.created_at }),
                 |k| k.scopes = KeyScopes::default(),
                 |k| k.user_id = Some("name".to_owned()),
+                |k| k.settings.allowed_addresses = vec!["::1".to_owned()],
                 |k| k.created_at = k.created_at.plus_micros(1),
+                |k| k.updated_at = k.updated_at.plus_micros(1),
                 |k| k.expires_at = Some(k.created_at),
                 |k| k.revoked_at = Some(k.created_at),
             ],
         );
-        let project = Project { project_id: ProjectId::DEFAULT, name: "name".to_owned(), created_at };
         assert_all_count(
-            &project,
+            &Project::new(ProjectId::DEFAULT, "name", created_at),
             Checksum::add_project,
             &[
                 |p| p.project_id = ctx().new_project_id(p.created_at),
                 |p| p.name = "id".to_owned(),
+                |p| p.settings.quotas.project_bytes = Some(1),
+                |p| p.token_secrets = vec![TokenSecret { bytes: [1; 32], expires_at: None }],
+                |p| p.token_secrets = vec![TokenSecret { bytes: [1; 32], expires_at: Some(p.created_at) }],
                 |p| p.created_at = p.created_at.plus_micros(1),
+                |p| p.updated_at = p.updated_at.plus_micros(1),
+            ],
+        );
+    }
+
+    #[test]
+    fn every_field_of_an_audit_event_counts() {
+        use crate::audit::Actor;
+        let created_at = ctx().now();
+        let event = AuditEvent {
+            event_id: ctx().new_audit_event_id(created_at),
+            project_id: ProjectId::DEFAULT,
+            created_at,
+            actor: Actor::ApiKey,
+            actor_id: None,
+            user_id: None,
+            action: "a".to_owned(),
+            target_id: None,
+            outcome: "o".to_owned(),
+            address: None,
+            request_id: None,
+        };
+        assert_all_count(
+            &event,
+            Checksum::add_audit_event,
+            &[
+                |e| e.event_id = ctx().new_audit_event_id(e.created_at.plus_micros(5_000)),
+                |e| e.project_id = ctx().new_project_id(e.created_at),
+                |e| e.created_at = e.created_at.plus_micros(1),
+                |e| e.actor = Actor::Command,
+                |e| e.actor_id = Some("x".to_owned()),
+                |e| e.user_id = Some("x".to_owned()),
+                |e| e.action = "o".to_owned(),
+                |e| e.target_id = Some("x".to_owned()),
+                |e| e.outcome = "a".to_owned(),
+                |e| e.address = Some("x".to_owned()),
+                |e| e.request_id = Some("x".to_owned()),
             ],
         );
     }

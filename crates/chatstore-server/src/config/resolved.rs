@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use chatstore_core::rates::{RATES_ACCEPTED, Rates};
+
 use super::sources::{DEFAULT_ORIGIN, Value};
-use super::{ConfigError, DatabaseUrl, ListedSetting, Rate, SETTINGS, Setting, Sources, rate};
+use super::{ConfigError, DatabaseUrl, ListedSetting, RateLimitStore, SETTINGS, Setting, Sources};
 
 /// The values that were found, still as text.
 pub(super) struct Values(BTreeMap<&'static str, Value>);
@@ -102,6 +104,9 @@ impl Values {
                 "database_url" | "migrate_database_url" => {
                     DatabaseUrl::parse(&value.text).map_or_else(|_| "***".to_owned(), |url| url.to_string())
                 }
+                "rate_limit_store" => {
+                    RateLimitStore::parse(&value.text).map_or_else(|_| "***".to_owned(), |store| store.to_string())
+                }
                 _ if setting.secret => "***".to_owned(),
                 _ => value.text.trim().to_owned(),
             });
@@ -131,6 +136,6 @@ fn invalid(name: &'static str, value: &Value, accepted: String) -> ConfigError {
     ConfigError::Invalid { name, origin: value.origin.clone(), accepted, given }
 }
 
-pub(super) fn rates(text: &str) -> Result<Vec<Rate>, String> {
-    Rate::parse_list(text).ok_or_else(|| rate::ACCEPTED.to_owned())
+pub(super) fn rates(text: &str) -> Result<Rates, String> {
+    Rates::parse(text).ok_or_else(|| RATES_ACCEPTED.to_owned())
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
+use chatstore_core::api_keys::{ApiKey, Authority, KeyScopes, PresentedKey};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::projects::Project;
 use chatstore_core::store::Store;
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{PostgresOptions, PostgresStore};
+use chatstore_server::access::AccessSettings;
 use chatstore_server::app::{App, RequestLimits};
+use chatstore_server::config::Secret;
 use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
 use chatstore_server::router;
 use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
@@ -122,7 +124,7 @@ impl TestApp {
         let (store, place) = engine.open().await;
         let created_at = ctx.now();
         let other = ctx.new_project_id(created_at);
-        store.create_project(Project { project_id: other, name: "other".to_owned(), created_at }).await.unwrap();
+        store.create_project(Project::new(other, "other", created_at)).await.unwrap();
         let default = ProjectId::DEFAULT;
         let key = async |project_id, scopes: &str, user_id: Option<&str>| {
             store_key(&*store, &ctx, (project_id, scopes, user_id), None).await
@@ -138,8 +140,8 @@ impl TestApp {
             expired: store_key(&*store, &ctx, (default, all, None), Some(ctx.now())).await,
         };
         let revoked = PresentedKey::parse(&personas.revoked).unwrap();
-        store.revoke_api_key(revoked.key_id(), ctx.now()).await.unwrap();
-        let (router, shutdown) = build(store.clone(), &ctx, limits()).await;
+        store.revoke_api_key(&Authority::host(), revoked.key_id(), ctx.now()).await.unwrap();
+        let (router, shutdown) = build(store.clone(), &ctx, access(), limits()).await;
         Self { store, ctx, other, router, shutdown, personas: Arc::new(personas), _place: Arc::new(place) }
     }
 
@@ -149,8 +151,22 @@ impl TestApp {
         wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
         limits: RequestLimits,
     ) -> Self {
+        self.rebuild_with(wrap, access(), limits).await
+    }
+
+    /// The same application with other settings of access.
+    pub(crate) async fn with_access(&self, access: AccessSettings) -> Self {
+        self.rebuild_with(|store| store, access, limits()).await
+    }
+
+    async fn rebuild_with(
+        &self,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        access: AccessSettings,
+        limits: RequestLimits,
+    ) -> Self {
         let store = wrap(self.store.clone());
-        let (router, shutdown) = build(store.clone(), &self.ctx, limits).await;
+        let (router, shutdown) = build(store.clone(), &self.ctx, access, limits).await;
         let (personas, _place) = (self.personas.clone(), self._place.clone());
         Self { store, ctx: self.ctx.clone(), other: self.other, router, shutdown, personas, _place }
     }
@@ -225,9 +241,19 @@ impl TestApp {
     }
 }
 
-async fn build(store: Arc<dyn Store>, ctx: &Ctx, limits: RequestLimits) -> (Router, CancellationToken) {
+/// Settings of access under which nothing is limited and `ROOT_KEY` works.
+pub(crate) fn access() -> AccessSettings {
+    AccessSettings { api_key: Some(Secret::new(ROOT_KEY)), ..AccessSettings::default() }
+}
+
+async fn build(
+    store: Arc<dyn Store>,
+    ctx: &Ctx,
+    access: AccessSettings,
+    limits: RequestLimits,
+) -> (Router, CancellationToken) {
     let shutdown = CancellationToken::new();
-    let app = App::new(store, ctx.clone(), Some(ROOT_KEY), limits, shutdown.clone()).await.unwrap();
+    let app = App::new(store, ctx.clone(), access, limits, shutdown.clone()).await.unwrap();
     (router::router(app), shutdown)
 }
 
@@ -237,18 +263,9 @@ async fn store_key(
     (project_id, scopes, user_id): (ProjectId, &str, Option<&str>),
     expires_at: Option<Timestamp>,
 ) -> String {
-    let key = PresentedKey::generate(ctx);
-    let stored = ApiKey {
-        key_id: key.key_id().to_owned(),
-        project_id,
-        name: "a key".to_owned(),
-        digest: key.digest(),
-        scopes: KeyScopes::parse(scopes).unwrap(),
-        user_id: user_id.map(ToOwned::to_owned),
-        created_at: ctx.now(),
-        expires_at,
-        revoked_at: None,
-    };
-    store.create_api_key(stored).await.unwrap();
-    key.expose().to_owned()
+    let presented = PresentedKey::generate(ctx);
+    let scopes = KeyScopes::parse(scopes).unwrap();
+    let key = ApiKey::new(&presented, project_id, "a key", scopes, ctx.now());
+    store.create_api_key(ApiKey { user_id: user_id.map(ToOwned::to_owned), expires_at, ..key }).await.unwrap();
+    presented.expose().to_owned()
 }

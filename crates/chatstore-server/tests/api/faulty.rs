@@ -4,16 +4,19 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chatstore_core::api_keys::{ApiKey, ApiKeyStore};
+use chatstore_core::api_keys::{ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest};
 use chatstore_core::archive::{ArchiveStore, ArchivedSession, Imported};
+use chatstore_core::audit::{AuditEvent, AuditQuery, AuditStore};
 use chatstore_core::clock::Timestamp;
 use chatstore_core::embeddings::{
     Embedding, EmbeddingBacklog, EmbeddingJob, EmbeddingSource, EmbeddingStore, JobOutcome, NewEmbedding, VectorQuery,
 };
-use chatstore_core::ids::{MessageId, SessionId};
+use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::messages::{Message, MessagePage, MessagePatch, MessageQuery, MessageStore, NewMessage};
-use chatstore_core::page::{CursorKey, MessagePosition, PageRequest, SessionPosition};
-use chatstore_core::projects::{Project, ProjectStore};
+use chatstore_core::page::{
+    AuditPosition, CursorKey, KeyPosition, MessagePosition, Page, PageRequest, ProjectPosition, SessionPosition,
+};
+use chatstore_core::projects::{Project, ProjectPatch, ProjectStore, ProjectUsage, TokenSecret};
 use chatstore_core::search::{Derived, FoundMessage, RankedMessage, Reindexed, SearchFilter, SearchStore, TextQuery};
 use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionStore};
 use chatstore_core::store::{ExpectedVersion, Scope, Store, StoreError, StoreStats};
@@ -39,7 +42,12 @@ impl FaultyStore {
     }
 
     async fn trip(&self, method: &'static str) -> Result<(), StoreError> {
-        let hit = self.method == method || (self.method == "*" && !matches!(method, "get_api_key" | "cursor_key"));
+        let hit = self.method == method
+            || (self.method == "*"
+                && !matches!(
+                    method,
+                    "get_api_key" | "get_project" | "cursor_key" | "append_audit_events" | "note_api_key_uses"
+                ));
         match &self.fault {
             _ if !hit => Ok(()),
             Fault::Error(error) => Err(error.clone()),
@@ -179,39 +187,144 @@ impl ArchiveStore for FaultyStore {
 #[async_trait]
 impl ApiKeyStore for FaultyStore {
     async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
+        self.trip("create_api_key").await?;
         self.inner.create_api_key(key).await
     }
 
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
+        self.trip("create_first_api_key").await?;
         self.inner.create_first_api_key(key).await
     }
 
-    async fn get_api_key(&self, key_id: &str) -> Result<Option<ApiKey>, StoreError> {
+    async fn get_api_key(&self, key_id: &str) -> Result<Option<(ApiKey, Project)>, StoreError> {
         self.trip("get_api_key").await?;
         self.inner.get_api_key(key_id).await
     }
 
-    async fn list_api_keys(&self) -> Result<Vec<(ApiKey, String)>, StoreError> {
-        self.inner.list_api_keys().await
+    async fn list_api_keys(
+        &self,
+        project_id: Option<ProjectId>,
+        page: &PageRequest<KeyPosition>,
+    ) -> Result<Page<(ApiKey, String), KeyPosition>, StoreError> {
+        self.trip("list_api_keys").await?;
+        self.inner.list_api_keys(project_id, page).await
     }
 
-    async fn revoke_api_key(&self, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
-        self.inner.revoke_api_key(key_id, now).await
+    async fn list_credential_ids(&self) -> Result<Vec<String>, StoreError> {
+        self.trip("list_credential_ids").await?;
+        self.inner.list_credential_ids().await
+    }
+
+    async fn update_api_key(
+        &self,
+        authority: &Authority,
+        key_id: &str,
+        patch: ApiKeyPatch,
+        now: Timestamp,
+    ) -> Result<ApiKey, StoreError> {
+        self.trip("update_api_key").await?;
+        self.inner.update_api_key(authority, key_id, patch, now).await
+    }
+
+    async fn rotate_api_key(
+        &self,
+        authority: &Authority,
+        key_id: &str,
+        digest: KeyDigest,
+        previous_expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<ApiKey, StoreError> {
+        self.trip("rotate_api_key").await?;
+        self.inner.rotate_api_key(authority, key_id, digest, previous_expires_at, now).await
+    }
+
+    async fn revoke_api_key(&self, authority: &Authority, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
+        self.trip("revoke_api_key").await?;
+        self.inner.revoke_api_key(authority, key_id, now).await
+    }
+
+    async fn note_api_key_uses(&self, uses: Vec<(String, Timestamp)>) -> Result<(), StoreError> {
+        self.trip("note_api_key_uses").await?;
+        self.inner.note_api_key_uses(uses).await
     }
 }
 
 #[async_trait]
 impl ProjectStore for FaultyStore {
     async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+        self.trip("create_project").await?;
         self.inner.create_project(project).await
     }
 
-    async fn get_project(&self, name: &str) -> Result<Option<Project>, StoreError> {
-        self.inner.get_project(name).await
+    async fn get_project(&self, project_id: ProjectId) -> Result<Option<Project>, StoreError> {
+        self.trip("get_project").await?;
+        self.inner.get_project(project_id).await
     }
 
-    async fn list_projects(&self) -> Result<Vec<Project>, StoreError> {
-        self.inner.list_projects().await
+    async fn get_project_by_name(&self, name: &str) -> Result<Option<Project>, StoreError> {
+        self.trip("get_project_by_name").await?;
+        self.inner.get_project_by_name(name).await
+    }
+
+    async fn list_projects(
+        &self,
+        page: &PageRequest<ProjectPosition>,
+    ) -> Result<Page<Project, ProjectPosition>, StoreError> {
+        self.trip("list_projects").await?;
+        self.inner.list_projects(page).await
+    }
+
+    async fn update_project(
+        &self,
+        project_id: ProjectId,
+        patch: ProjectPatch,
+        now: Timestamp,
+    ) -> Result<Project, StoreError> {
+        self.trip("update_project").await?;
+        self.inner.update_project(project_id, patch, now).await
+    }
+
+    async fn rotate_token_secret(
+        &self,
+        project_id: ProjectId,
+        secret: Option<TokenSecret>,
+        previous_expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Project, StoreError> {
+        self.trip("rotate_token_secret").await?;
+        self.inner.rotate_token_secret(project_id, secret, previous_expires_at, now).await
+    }
+
+    async fn delete_project(&self, project_id: ProjectId, now: Timestamp) -> Result<Project, StoreError> {
+        self.trip("delete_project").await?;
+        self.inner.delete_project(project_id, now).await
+    }
+
+    async fn erase_deleted_projects(&self, now: Timestamp) -> Result<bool, StoreError> {
+        self.trip("erase_deleted_projects").await?;
+        self.inner.erase_deleted_projects(now).await
+    }
+
+    async fn get_project_usage(&self, project_id: ProjectId) -> Result<ProjectUsage, StoreError> {
+        self.trip("get_project_usage").await?;
+        self.inner.get_project_usage(project_id).await
+    }
+}
+
+#[async_trait]
+impl AuditStore for FaultyStore {
+    async fn append_audit_events(&self, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+        self.trip("append_audit_events").await?;
+        self.inner.append_audit_events(events).await
+    }
+
+    async fn list_audit_events(
+        &self,
+        query: &AuditQuery,
+        page: &PageRequest<AuditPosition>,
+    ) -> Result<Page<AuditEvent, AuditPosition>, StoreError> {
+        self.trip("list_audit_events").await?;
+        self.inner.list_audit_events(query, page).await
     }
 }
 
