@@ -15,6 +15,8 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 },
     // A binary before it would blank messages and leave their words in the index.
     Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 2 },
+    // A binary before it would serve deleted projects and forget the bytes that quotas count.
+    Migration { version: 3, name: "access", sql: include_str!("../migrations/0003_access.sql"), serves_from: 3 },
 ];
 
 /// Marks a SQLite file as ours: `CHST`.
@@ -144,7 +146,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("a/b/chatstore.db");
         assert_eq!(migration_status(&path).unwrap()[0].applied_at, None);
-        assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["base", "search"]);
+        assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["base", "search", "access"]);
         assert_eq!(migrate(&path, &Ctx::system()).unwrap(), Vec::<&str>::new());
         assert!(migration_status(&path).unwrap()[0].applied_at.is_some());
     }
@@ -181,7 +183,7 @@ mod tests {
         let path = folder.path().join("chatstore.db");
         migrate(&path, &Ctx::system()).unwrap();
         let connection = Connection::open(&path).unwrap();
-        connection.execute(INSERT_MIGRATION, params![99, "expanded", "x", 2, 0]).unwrap();
+        connection.execute(INSERT_MIGRATION, params![99, "expanded", "x", 3, 0]).unwrap();
         assert_eq!(migrate(&path, &Ctx::system()).unwrap(), Vec::<&str>::new());
         require_current(&connection, &path).unwrap();
         connection.execute(INSERT_MIGRATION, params![100, "contracted", "x", 99, 0]).unwrap();

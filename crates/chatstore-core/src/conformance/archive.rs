@@ -9,7 +9,7 @@ use crate::limits::PAGE_BYTES_MAX;
 use crate::messages::{Message, MessagePatch, NewMessage};
 use crate::sessions::{NewSession, Session, SessionPatch, SessionQuery};
 use crate::store::ExpectedVersion::Any;
-use crate::store::{Scope, StoreError};
+use crate::store::{Quotas, Scope, StoreError};
 
 type Conversation = (Session, Vec<Message>);
 
@@ -394,5 +394,44 @@ pub async fn export_and_import_session_make_an_equal_store(from: TestStore, into
         assert_eq!(into.reload(session).await, *session);
         let live: Vec<_> = messages.iter().filter(|message| message.deleted_at.is_none()).cloned().collect();
         assert_eq!(into.messages(session).await, live);
+    }
+}
+
+pub async fn import_session_keeps_to_quotas_and_stores_nothing_past_them(t: TestStore) {
+    let import = async |quotas: Quotas, conversation: &Conversation| {
+        let scope = Scope { quotas, ..t.project.clone() };
+        t.store.import_session(&scope, archived(ArchiveIdentity::SessionId, conversation)).await
+    };
+    let messages = Quotas { messages_per_session: Some(2), ..Quotas::default() };
+    let sessions = Quotas { sessions_per_user: Some(1), ..Quotas::default() };
+    let first = foreign(&t, 3);
+    let full = Err(StoreError::QuotaExceeded { quota: "messages_per_session", max: 2 });
+    assert_eq!(import(messages, &first).await, full);
+    assert_eq!(t.sessions(&t.project, &SessionQuery::default()).await, [], "nothing was stored");
+    import(sessions, &first).await.unwrap();
+    // What is there already takes no place.
+    import(sessions, &first).await.unwrap();
+    import(messages, &first).await.unwrap();
+    let (mut another, mut its) = foreign(&t, 1);
+    another.external_id = None;
+    its[0].external_id = None;
+    let full = Err(StoreError::QuotaExceeded { quota: "sessions_per_user", max: 1 });
+    assert_eq!(import(sessions, &(another, its)).await, full);
+    assert_eq!(t.sessions(&t.project, &SessionQuery::default()).await.len(), 1);
+}
+
+pub async fn import_session_counts_in_get_project_usage(t: TestStore) {
+    let (session, messages) = foreign(&t, 2);
+    let bytes = |message: &Message| {
+        let context = message.context.as_ref().map_or(0, |json| json.bytes());
+        let payload = message.payload.as_ref().map_or(0, |json| json.bytes());
+        (message.content.len() + message.metadata.bytes() + context + payload) as u64
+    };
+    let expected = messages.iter().map(bytes).sum::<u64>();
+    let conversation = (session, messages);
+    for _ in 0..2 {
+        import(&t, &conversation).await.unwrap();
+        let usage = t.store.get_project_usage(t.project.project_id).await.unwrap();
+        assert_eq!((usage.sessions, usage.messages, usage.bytes), (1, 2, expected));
     }
 }

@@ -1,11 +1,12 @@
 //! No store method without a check, no check that is not run.
 
 /// The nouns: their contract and their checks.
-const NOUNS: [(&str, &str, &str); 8] = [
+const NOUNS: [(&str, &str, &str); 9] = [
     ("sessions", include_str!("../sessions.rs"), include_str!("sessions.rs")),
     ("messages", include_str!("../messages.rs"), include_str!("messages.rs")),
     ("api_keys", include_str!("../api_keys.rs"), include_str!("api_keys.rs")),
     ("projects", include_str!("../projects.rs"), include_str!("projects.rs")),
+    ("audit", include_str!("../audit.rs"), include_str!("audit.rs")),
     ("archive", include_str!("../archive.rs"), include_str!("archive.rs")),
     ("search", include_str!("../search.rs"), include_str!("search.rs")),
     ("embeddings", include_str!("../embeddings.rs"), include_str!("embeddings.rs")),

@@ -7,7 +7,7 @@ use crate::messages::{Message, MessagePatch, MessageQuery, MessageStatus, NewMes
 use crate::page::{MessagePosition, Order, PageRequest, PageStart};
 use crate::sessions::Session;
 use crate::store::ExpectedVersion::{self, Any, OneOf};
-use crate::store::{Scope, StoreError};
+use crate::store::{Quotas, Scope, StoreError};
 
 fn rewrite(content: &str) -> MessagePatch {
     MessagePatch { content: Some(content.to_owned()), ..MessagePatch::default() }
@@ -540,4 +540,40 @@ pub async fn messages_outside_the_scope_are_absent(t: TestStore) {
     let new = vec![t.new_message(&session, "mine too")];
     assert_eq!(t.store.append_messages(&own, session.session_id, new, late).await.unwrap()[0].seq, 2);
     t.store.delete_message(&own, id, Any, late).await.unwrap();
+}
+
+pub async fn append_messages_keeps_to_the_quota_of_its_session(t: TestStore) {
+    let quotas = Quotas { messages_per_session: Some(3), ..Quotas::default() };
+    let scope = Scope { quotas, ..t.project.clone() };
+    let (session, other) = (t.session().await, t.session().await);
+    let append = async |session: &Session, count: usize| {
+        let new = (0..count).map(|_| t.new_message(session, "x")).collect();
+        t.store.append_messages(&scope, session.session_id, new, t.ctx.now()).await
+    };
+    let full = Err(StoreError::QuotaExceeded { quota: "messages_per_session", max: 3 });
+    assert_eq!(append(&session, 4).await, full);
+    let stored = append(&session, 2).await.unwrap();
+    assert_eq!(append(&session, 2).await, full);
+    let after = t.reload(&session).await;
+    assert_eq!((after.message_count, after.last_seq), (2, 2), "nothing was stored");
+    append(&session, 1).await.unwrap();
+    assert_eq!(append(&session, 1).await, full);
+    append(&other, 3).await.unwrap();
+    // What is deleted does not count, and gives its place in the order to nobody.
+    t.store.delete_message(&scope, stored[0].message_id, Any, t.ctx.now()).await.unwrap();
+    assert_eq!(append(&session, 1).await.unwrap()[0].seq, 4);
+    // A caller without the quota is not held up by it.
+    t.say(&session, "x").await;
+}
+
+pub async fn concurrent_append_messages_never_pass_the_quota(t: TestStore) {
+    let quotas = Quotas { messages_per_session: Some(5), ..Quotas::default() };
+    let scope = Scope { quotas, ..t.project.clone() };
+    let session = t.session().await;
+    let appends = (0..20).map(|_| {
+        let new = vec![t.new_message(&session, "x")];
+        t.store.append_messages(&scope, session.session_id, new, t.ctx.now())
+    });
+    let stored = join_all(appends).await.into_iter().filter(Result::is_ok).count();
+    assert_eq!((stored, t.messages(&session).await.len()), (5, 5));
 }

@@ -7,6 +7,7 @@
 
 pub mod api_keys;
 pub mod archive;
+pub mod audit;
 pub mod embeddings;
 pub mod law;
 pub mod messages;
@@ -56,7 +57,7 @@ pub async fn prepare(store: Arc<dyn Store>) -> TestStore {
     let ctx = Ctx::fixed(Timestamp::parse("2026-01-15T12:00:00Z").unwrap(), STEP_US, 7);
     let created_at = ctx.now();
     let project_id = ctx.new_project_id(created_at);
-    store.create_project(Project { project_id, name: "other".to_owned(), created_at }).await.unwrap();
+    store.create_project(Project::new(project_id, "other", created_at)).await.unwrap();
     TestStore { store, ctx, project: Scope::project(ProjectId::DEFAULT), other: Scope::project(project_id) }
 }
 
@@ -195,6 +196,7 @@ macro_rules! conformance_tests {
             delete_session_returns_it_as_it_was_and_removes_it
             delete_session_checks_the_expected_version
             delete_session_takes_its_messages_away_at_once
+            create_session_keeps_to_the_quota_of_its_user
         });
         $crate::conformance_tests!(@module $open, messages {
             append_gives_seq_without_gaps
@@ -226,21 +228,45 @@ macro_rules! conformance_tests {
             a_parent_stands_in_the_same_session_and_is_not_deleted
             an_external_id_is_unique_within_its_session
             messages_outside_the_scope_are_absent
+            append_messages_keeps_to_the_quota_of_its_session
+            concurrent_append_messages_never_pass_the_quota
         });
         $crate::conformance_tests!(@module $open, api_keys {
             create_api_key_stores_every_field
+            create_api_key_of_no_project_is_not_found
             get_api_key_of_an_unknown_id_is_none
             list_api_keys_is_oldest_first_with_project_names
+            list_api_keys_pages_without_gap_or_repetition
+            list_credential_ids_names_what_could_be_presented
+            update_api_key_changes_only_what_is_named
+            rotate_api_key_keeps_the_old_secret_for_a_while
             revoke_api_key_keeps_the_first_time
-            revoke_api_key_of_an_unknown_id_is_not_found
+            changes_of_keys_need_the_authority_for_them
+            note_api_key_uses_moves_forward_alone
+            concurrent_note_api_key_uses_never_hinder_each_other
             create_first_api_key_lets_one_of_many_callers_win
             create_first_api_key_does_nothing_when_there_was_ever_a_key
         });
         $crate::conformance_tests!(@module $open, projects {
             the_default_project_is_there
-            create_project_stores_it_and_get_project_finds_it
+            create_project_stores_every_field
             create_project_with_a_taken_name_is_a_conflict
-            list_projects_is_oldest_first
+            list_projects_is_oldest_first_and_pages
+            update_project_changes_only_what_is_named
+            rotate_token_secret_keeps_the_old_one_for_a_while
+            delete_project_takes_its_keys_and_its_name_away_at_once
+            delete_project_leaves_the_default_one_and_the_others
+            erase_deleted_projects_deletes_every_session
+            concurrent_erase_deleted_projects_share_the_work
+            get_project_usage_follows_every_change
+        });
+        $crate::conformance_tests!(@module $open, audit {
+            append_audit_events_stores_every_field
+            append_audit_events_leaves_what_is_there
+            list_audit_events_filters
+            list_audit_events_pages_newest_first
+            concurrent_append_audit_events_are_all_stored
+            the_audit_log_outlives_its_project
         });
         $crate::conformance_tests!(@module $open, archive {
             import_session_twice_adds_nothing
@@ -258,6 +284,8 @@ macro_rules! conformance_tests {
             export_sessions_and_export_messages_page
             export_sessions_and_export_messages_keep_to_their_scope
             export_messages_ends_a_page_of_large_messages_early
+            import_session_keeps_to_quotas_and_stores_nothing_past_them
+            import_session_counts_in_get_project_usage
         });
         $crate::conformance_tests!(@between $open, archive_between {
             export_and_import_session_make_an_equal_store

@@ -10,7 +10,7 @@ use crate::messages::{MessagePatch, MessageQuery};
 use crate::page::{Order, PageRequest, PageStart};
 use crate::sessions::{NewSession, Session, SessionPatch, SessionQuery, SessionSort};
 use crate::store::ExpectedVersion::{Any, OneOf};
-use crate::store::{Scope, StoreError};
+use crate::store::{Quotas, Scope, StoreError};
 
 const SORTS: [SessionSort; 3] = [SessionSort::CreatedAt, SessionSort::UpdatedAt, SessionSort::LastMessageAt];
 
@@ -507,4 +507,29 @@ pub async fn delete_session_takes_its_messages_away_at_once(t: TestStore) {
         assert_eq!(t.store.delete_message(scope, id, Any, now).await, Err(StoreError::NotFound));
     }
     assert_eq!(t.list(&session, &MessageQuery::default()).await, Err(StoreError::NotFound));
+}
+
+pub async fn create_session_keeps_to_the_quota_of_its_user(t: TestStore) {
+    let quotas = Quotas { sessions_per_user: Some(2), ..Quotas::default() };
+    let scope = Scope { quotas, ..t.project.clone() };
+    let create =
+        async |scope: &Scope, user_id: Option<&str>| t.store.create_session(scope, t.new_session(user_id)).await;
+    let first = create(&scope, Some("ada")).await.unwrap();
+    create(&scope, Some("ada")).await.unwrap();
+    let full = Err(StoreError::QuotaExceeded { quota: "sessions_per_user", max: 2 });
+    assert_eq!(create(&scope, Some("ada")).await, full);
+    let bound = Scope { user_id: Some("ada".to_owned()), ..scope.clone() };
+    assert_eq!(create(&bound, Some("ada")).await, full);
+    assert_eq!(t.sessions(&t.project, &SessionQuery::default()).await.len(), 2, "nothing was stored");
+    // Other users, sessions of nobody and callers without the quota are not held up by it.
+    for user_id in [Some("bob"), None, None, None] {
+        create(&scope, user_id).await.unwrap();
+    }
+    create(&t.project, Some("ada")).await.unwrap();
+    assert_eq!(create(&scope, Some("ada")).await, full);
+    // What is deleted does not count.
+    t.store.delete_session(&t.project, first.session_id, Any, t.ctx.now()).await.unwrap();
+    assert_eq!(create(&scope, Some("ada")).await, full, "two are left");
+    let wider = Scope { quotas: Quotas { sessions_per_user: Some(3), ..quotas }, ..scope };
+    create(&wider, Some("ada")).await.unwrap();
 }

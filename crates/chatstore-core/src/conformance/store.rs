@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::audit::AuditQuery;
 use crate::conformance::TestStore;
 use crate::page::{MessagePosition, PageRequest};
 use crate::sessions::SessionQuery;
@@ -70,8 +71,9 @@ pub async fn calls_after_close_are_unavailable(t: TestStore) {
         ("create_session", store.create_session(&t.project, t.new_session(None)).await.err()),
         ("append_messages", t.append(&session, vec![t.new_message(&session, "late")]).await.err()),
         ("get_message", store.get_message(&t.project, message.message_id).await.err()),
-        ("list_api_keys", store.list_api_keys().await.err()),
-        ("get_project", store.get_project("default").await.err()),
+        ("list_api_keys", store.list_api_keys(None, &PageRequest::default()).await.err()),
+        ("get_project", store.get_project(t.project.project_id).await.err()),
+        ("list_audit_events", store.list_audit_events(&AuditQuery::default(), &PageRequest::default()).await.err()),
         ("export_sessions", store.export_sessions(&t.project, None, 10).await.err()),
     ];
     for (method, error) in errors {

@@ -158,7 +158,8 @@ mod tests {
                             sort,
                             order,
                         };
-                        let scope = Scope { project_id: ProjectId::DEFAULT, user_id: on(5).then(|| "ada".to_owned()) };
+                        let user_id = on(5).then(|| "ada".to_owned());
+                        let scope = Scope { user_id, ..Scope::project(ProjectId::DEFAULT) };
                         let name = format!("{scope:?} {query:?} {start:?}");
                         let page = PageRequest { limit: 20, start };
                         lists.push((name.clone(), list_statement(&scope, &query, &page, Path::Order).0));
