@@ -5,6 +5,8 @@
 
 grant usage on schema public to :"role";
 grant select on schema_migrations, installation to :"role";
+-- The audit log only grows.
+grant select, insert on audit_events to :"role";
 grant select, insert, update, delete
     on projects, api_keys, sessions, session_metadata, messages, session_erasures,
         message_texts, text_index, embedding_models, message_embeddings, embedding_jobs, embedding_source,

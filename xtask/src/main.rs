@@ -2,9 +2,12 @@
 
 mod bench;
 mod postgres;
+mod redis;
 mod relevance;
+mod schemathesis;
 mod soak;
 mod test;
+mod wheel;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,6 +33,8 @@ enum Command {
     Relevance(relevance::RelevanceArgs),
     /// Run the tests of faults with many more rounds: the server and its database killed, answers swallowed
     Soak(soak::SoakArgs),
+    /// Ask a running server what follows from the OpenAPI document, with Schemathesis from PyPI
+    Schemathesis(schemathesis::SchemathesisArgs),
     /// The bare echo server that `bench` compares with
     #[command(hide = true)]
     BenchEcho(bench::echo::EchoArgs),
@@ -43,6 +48,7 @@ fn main() -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Relevance(args) => relevance::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Schemathesis(args) => schemathesis::run(&args),
         Command::BenchEcho(args) => bench::echo::serve(&args),
     }
 }

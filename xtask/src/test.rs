@@ -1,5 +1,5 @@
 //! `test` and `ci`: the checks in order, each with its command line and its time, stopping at the first failure.
-//! Those of the suites find a PostgreSQL that runs as long as they do.
+//! Those of the suites find a PostgreSQL that runs as long as they do, and the program of Redis.
 
 use std::{
     path::PathBuf,
@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::postgres::{Server, Version, is_fetchable};
+use crate::redis;
+use crate::schemathesis::{self, SchemathesisArgs};
 
 /// What `test` and `ci` take.
 #[derive(Debug, Args)]
@@ -55,17 +57,23 @@ impl Step {
     }
 }
 
-/// Runs the checks that need nothing but Rust, a C compiler, and Python with pip for PostgreSQL's programs.
+/// Runs the checks that need nothing but Rust, a C compiler, and Python with pip for PostgreSQL's and Redis' programs.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let started = Instant::now();
     Step::cargo("fmt --all --check").run()?;
     let is_named = Server::is_named();
     let newest = Server::named_or_newest()?;
     Step::cargo("clippy --workspace --all-targets --locked -- -D warnings").run()?;
-    let mut tests = Step::cargo("test --workspace --locked").envs(newest.variables());
+    let redis = redis::variable()?;
+    let mut tests = Step::cargo("test --workspace --locked").envs(newest.variables()).envs([redis]);
     tests.args.extend(args.extra.iter().cloned());
     tests.run()?;
     drop(newest);
+    match args.extra.is_empty() {
+        true if is_fetchable() => schemathesis::run(&SchemathesisArgs::short())?,
+        true => println!("\n==> NOT RUN: schemathesis, for which there is no PostgreSQL to fetch for this machine"),
+        false => {}
+    }
     if args.extra.is_empty() && is_fetchable() && !is_named {
         let oldest = Server::start(Version::V16)?;
         // Of the whole workspace: for one package alone cargo would build the dependencies again.

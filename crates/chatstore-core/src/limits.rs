@@ -68,6 +68,12 @@ pub const SEARCH_CONTEXT_MAX: u32 = 10;
 pub const REINDEX_MESSAGES_BATCH: u32 = 500;
 /// Bytes of text that are lent to a worker at once.
 pub const EMBEDDING_CLAIM_BYTES_MAX: usize = 4 << 20;
+/// Addresses whose requests are counted in one process, each budget of each rate for itself.
+pub const RATE_BUCKETS_ADDRESSES_MAX: usize = 131_072;
+/// The same of keys.
+pub const RATE_BUCKETS_KEYS_MAX: usize = 65_536;
+/// The same of users.
+pub const RATE_BUCKETS_USERS_MAX: usize = 65_536;
 /// Rates that may stand in one limit.
 pub const RATES_MAX: usize = 4;
 /// Origins, or ranges of addresses, that one key may be tied to.

@@ -291,6 +291,15 @@ impl CursorKey {
         bool::from(expected.ct_eq(signature)).then(|| P::decode(position))?
     }
 
+    /// Another secret for `purpose`, the same wherever the store is used.
+    pub fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        // Longer than any position, so that nothing derived is ever a cursor's signature.
+        mac.update(&u64::MAX.to_be_bytes());
+        mac.update(purpose);
+        mac.finalize().into_bytes().into()
+    }
+
     fn signature(&self, position: &[u8], binding: &[u8]) -> [u8; SIGNATURE_BYTES] {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
         mac.update(&(position.len() as u64).to_be_bytes());

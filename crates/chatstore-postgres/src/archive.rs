@@ -22,11 +22,11 @@ use crate::embeddings::jobs::{Queued, insert_job};
 use crate::embeddings::vectors::{Origin, insert_vectors, require_model};
 use crate::messages::derived::MessageKey;
 use crate::messages::insert::insert_messages;
-use crate::messages::{message_columns, message_row, plus_tokens};
+use crate::messages::{Weight, message_columns, message_row, plus_tokens};
 use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::search::texts::{insert_texts, read_texts};
-use crate::sessions::{insert_session_if_free, session_columns, session_row};
+use crate::sessions::{check_session_quota, insert_session_if_free, session_columns, session_row};
 
 const LOCK_BY_SESSION_ID: &str = concat!(
     "select ",
@@ -45,7 +45,7 @@ const LOCK_BY_EXTERNAL_ID: &str = concat!(
 );
 const UPDATE_SESSION_IMPORTED: &str = "update sessions
     set last_seq = $3, message_count = $4, token_count = $5, updated_at = $6, last_message_at = $7, updated_hour = $8,
-        active_hour = $9
+        active_hour = $9, stored_bytes = stored_bytes + $10
     where bucket = $1 and session_id = $2";
 /// The last message, whose place is given.
 const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages
@@ -205,6 +205,10 @@ async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSes
         count(&mut stored, &message, keeps_times);
         fresh.push(message);
     }
+    let live = || fresh.iter().filter(|message| message.deleted_at.is_none());
+    if live().next().is_some() {
+        scope.quotas.check_messages(stored.message_count.unsigned_abs())?;
+    }
     insert_messages(db, form, stored.session_id, &fresh).await?;
     if !fresh.is_empty() {
         insert_words(db, &fresh).await?;
@@ -212,7 +216,7 @@ async fn import(db: &Db, form: AppendForm, scope: &Scope, archived: &ArchivedSes
         if *embed {
             queue(db, &fresh, embeddings).await?;
         }
-        save_counters(db, &stored).await?;
+        save_counters(db, &stored, live().map(|message| Weight::of(message).bytes).sum()).await?;
     }
     Ok(Imported { session: is_new, messages: fresh.len() as u64 })
 }
@@ -273,6 +277,9 @@ async fn find_or_insert(
         fresh.metadata = RawJson::empty_object();
     }
     (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
+    if fresh.deleted_at.is_none() {
+        check_session_quota(db, &scope.quotas, &fresh).await?;
+    }
     if insert_session_if_free(db, &fresh).await? {
         return Ok((fresh, true));
     }
@@ -314,7 +321,7 @@ fn count(session: &mut Session, message: &Message, keeps_times: bool) {
     }
 }
 
-async fn save_counters(db: &Db, session: &Session) -> Result<(), Failure> {
+async fn save_counters(db: &Db, session: &Session, more_bytes: i64) -> Result<(), Failure> {
     let params = params![
         bucket_value(session.session_id.bucket()),
         session.session_id.uuid(),
@@ -325,6 +332,7 @@ async fn save_counters(db: &Db, session: &Session) -> Result<(), Failure> {
         session.last_message_at.map(|at| at.as_micros()),
         session.updated_at.hour(),
         session.sorted_by(SessionSort::LastMessageAt).hour(),
+        more_bytes,
     ];
     db.execute(UPDATE_SESSION_IMPORTED, params).await?;
     Ok(())

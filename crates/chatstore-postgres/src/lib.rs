@@ -36,7 +36,6 @@ pub use error::OpenError;
 pub use migrate::{MigrationStatus, migrate, migration_status};
 pub use search::hnsw::build_vector_indexes;
 
-use api_keys::KeyCache;
 use connect::Target;
 use error::open_error_at;
 use messages::appender::Appender;
@@ -111,7 +110,6 @@ pub struct PostgresStore {
     pool: Arc<Pool>,
     appender: Arc<Appender>,
     eraser: Eraser,
-    keys: KeyCache,
     vector_indexes: Indexes,
     append_form: AppendForm,
     server: ServerReport,
@@ -141,7 +139,6 @@ impl PostgresStore {
         Ok(Self {
             appender: Arc::new(Appender::new(pool.clone(), options)),
             eraser: Eraser::start(pool.clone()),
-            keys: KeyCache::default(),
             vector_indexes: Indexes::default(),
             append_form: options.append_form,
             server,

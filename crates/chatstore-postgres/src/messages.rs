@@ -89,7 +89,8 @@ const DELETE_MESSAGE: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, version = $3, updated_at = $4, deleted_at = $4
     where bucket = $1 and message_id = $2";
 const UPDATE_SESSION_TOUCHED: &str = "update sessions
-    set message_count = $3, token_count = $4, updated_at = $5, updated_hour = $6 where bucket = $1 and session_id = $2";
+    set message_count = $3, token_count = $4, updated_at = $5, updated_hour = $6, stored_bytes = stored_bytes + $7
+    where bucket = $1 and session_id = $2";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -147,7 +148,7 @@ impl MessageStore for PostgresStore {
                 let (scope, message_id, patch, expected, now) = &*input;
                 let (counters, mut message) = lock_message(&db, scope, *message_id).await?;
                 expected.check(message.version)?;
-                let (before, text) = (message.token_count, message.content.clone());
+                let (before, text) = (Weight::of(&message), message.content.clone());
                 if patch.clone().apply(&mut message, *now)? {
                     let params = params![
                         bucket_value(message_id.bucket()),
@@ -168,8 +169,8 @@ impl MessageStore for PostgresStore {
                         let words = read_texts(vec![content]).await?.remove(0);
                         renew_derived(&db, &message, &words, patch.embed, *now).await?;
                     }
-                    let tokens = (before, message.token_count);
-                    counters.touch(&db, message.session_id, 0, tokens, *now).await?;
+                    let change = (before, Weight::of(&message));
+                    counters.touch(&db, message.session_id, 0, change, *now).await?;
                 }
                 Ok(message)
             })
@@ -196,7 +197,8 @@ impl MessageStore for PostgresStore {
                 ];
                 db.execute(DELETE_MESSAGE, params).await?;
                 delete_derived(&db, MessageKey::from(&message)).await?;
-                counters.touch(&db, message.session_id, -1, (message.token_count, None), *now).await?;
+                let change = (Weight::of(&message), Weight::default());
+                counters.touch(&db, message.session_id, -1, change, *now).await?;
                 Ok(message)
             })
             .await
@@ -292,22 +294,43 @@ impl Counters {
         db: &Db,
         session_id: SessionId,
         messages: i64,
-        (tokens_before, tokens_after): (Option<i64>, Option<i64>),
+        (before, after): (Weight, Weight),
         now: Timestamp,
     ) -> Result<(), Failure> {
-        let tokens = plus_tokens(self.token_count, tokens_before.map(|tokens| -tokens));
+        let tokens = plus_tokens(self.token_count, before.tokens.map(|tokens| -tokens));
         let updated_at = now.max(self.updated_at);
         let params = params![
             bucket_value(session_id.bucket()),
             session_id.uuid(),
             self.message_count + messages,
-            plus_tokens(tokens, tokens_after),
+            plus_tokens(tokens, after.tokens),
             updated_at.as_micros(),
             updated_at.hour(),
+            after.bytes - before.bytes,
         ];
         db.execute(UPDATE_SESSION_TOUCHED, params).await?;
         Ok(())
     }
+}
+
+/// What a message adds to the counters of its session.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Weight {
+    tokens: Option<i64>,
+    pub(crate) bytes: i64,
+}
+
+impl Weight {
+    pub(crate) fn of(message: &Message) -> Self {
+        let (payload, context) = (message.payload.as_ref(), message.context.as_ref());
+        Self { tokens: message.token_count, bytes: stored_bytes(&message.content, payload, &message.metadata, context) }
+    }
+}
+
+/// Bytes of what a message says: what counts for the quota of its project.
+fn stored_bytes(content: &str, payload: Option<&RawJson>, metadata: &RawJson, context: Option<&RawJson>) -> i64 {
+    let json = [payload, Some(metadata), context].into_iter().flatten().map(|json| json.as_str().len());
+    i64::try_from(content.len() + json.sum::<usize>()).unwrap_or(i64::MAX)
 }
 
 /// Locks the session of a message, then reads the message as nobody changes it any more.

@@ -23,11 +23,13 @@ pub use chatstore_core::migrations::MigrationStatus;
 pub(crate) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 },
     Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 2 },
+    Migration { version: 3, name: "access", sql: include_str!("../migrations/0003_access.sql"), serves_from: 3 },
 ];
 
 /// What the migrations create; another program's tables of these names are left alone.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     "api_keys",
+    "audit_events",
     "embedding_jobs",
     "embedding_models",
     "embedding_source",

@@ -12,7 +12,7 @@ use chatstore_core::page::{Page, PageRequest, SessionPosition};
 use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
 };
-use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
+use chatstore_core::store::{ExpectedVersion, Quotas, Scope, StoreError};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use crate::PostgresStore;
 use crate::columns::{bucket_value, json_column, time_column, time_column_opt};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::projects::keep_project;
 
 pub(crate) use columns::{is_live, session_columns};
 use metadata::{delete_metadata, insert_metadata};
@@ -53,9 +54,15 @@ const UPDATE_SESSION: &str = "update sessions
     set session_name = $3, is_favorite = $4, metadata = $5, version = $6, updated_at = $7, updated_hour = $8
     where bucket = $1 and session_id = $2";
 const DELETE_SESSION: &str = "update sessions
-    set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, version = $3,
-        updated_at = $4, deleted_at = $4
+    set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, stored_bytes = 0,
+        version = $3, updated_at = $4, deleted_at = $4
     where bucket = $1 and session_id = $2";
+/// A stretch of the index that holds one user's sessions, as in their list; no more than matter are counted.
+const COUNT_SESSIONS_OF_USER: &str = "select count(*) from (
+    select 1 from sessions s
+    where s.bucket = $1 and (s.project_id, s.user_id) >= ($2, $3) and (s.project_id, s.user_id) <= ($2, $3)
+        and s.deleted_at is null
+    limit $4) s";
 const INSERT_ERASURE: &str = "insert into session_erasures (bucket, session_id, erased_seq) values ($1, $2, 0)";
 
 #[cfg(test)]
@@ -66,6 +73,7 @@ pub(crate) const STATEMENTS: &[&str] = &[
     LOCK_SESSION,
     UPDATE_SESSION,
     DELETE_SESSION,
+    COUNT_SESSIONS_OF_USER,
     INSERT_ERASURE,
 ];
 
@@ -78,9 +86,11 @@ impl SessionStore for PostgresStore {
             return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
         }
         self.pool
-            .write(session, async |db, session| {
-                insert_session(&db, &session).await?;
-                Ok(Session::clone(&session))
+            .write((scope.quotas, session), async |db, input| {
+                let (quotas, session) = &*input;
+                check_session_quota(&db, quotas, session).await?;
+                insert_session(&db, session).await?;
+                Ok(session.clone())
             })
             .await
     }
@@ -163,12 +173,32 @@ async fn delete(
 ) -> Result<Session, Failure> {
     let session = lock_session(db, scope, *session_id).await?;
     expected.check(session.version)?;
-    let (bucket, id) = (bucket_value(session_id.bucket()), session_id.uuid());
-    let at = session.updated_at.max(*now).as_micros();
-    db.execute(DELETE_SESSION, params![bucket, id, session.version.saturating_add(1), at]).await?;
-    delete_metadata(db, *session_id).await?;
-    db.execute(INSERT_ERASURE, params![bucket, id]).await?;
+    bury_session(db, &session, *now).await?;
     Ok(session)
+}
+
+/// Deletes a session whose row is held: it is a tombstone from now on, and its messages wait to be erased.
+pub(crate) async fn bury_session(db: &Db, session: &Session, now: Timestamp) -> Result<(), Failure> {
+    let (bucket, id) = (bucket_value(session.session_id.bucket()), session.session_id.uuid());
+    let at = session.updated_at.max(now).as_micros();
+    db.execute(DELETE_SESSION, params![bucket, id, session.version.saturating_add(1), at]).await?;
+    delete_metadata(db, session.session_id).await?;
+    db.execute(INSERT_ERASURE, params![bucket, id]).await?;
+    Ok(())
+}
+
+/// Refuses a new session of a user who has as many as allowed. Two that come at the same moment do not see each other.
+pub(crate) async fn check_session_quota(db: &Db, quotas: &Quotas, session: &Session) -> Result<(), Failure> {
+    let (Some(max), Some(user_id)) = (quotas.sessions_per_user, session.user_id.as_deref()) else { return Ok(()) };
+    let params = params![
+        bucket_value(session.session_id.bucket()),
+        session.project_id.uuid(),
+        user_id,
+        i64::try_from(max).unwrap_or(i64::MAX),
+    ];
+    let row = db.query_opt(COUNT_SESSIONS_OF_USER, params).await?;
+    let count: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
+    Ok(quotas.check_sessions(count.unsigned_abs().saturating_add(1))?)
 }
 
 async fn find_session(db: &Db, sql: &str, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, Failure> {
@@ -198,6 +228,7 @@ pub(crate) async fn insert_session_if_free(db: &Db, session: &Session) -> Result
 
 async fn insert_row(db: &Db, sql: &str, session: &Session) -> Result<bool, Failure> {
     require_home(session)?;
+    keep_project(db, session.project_id).await?;
     let params = params![
         bucket_value(session.session_id.bucket()),
         session.session_id.uuid(),

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use chatstore_core::api_keys::{ApiKey, ApiKeyStore as _, KeyScopes, PresentedKey};
 use chatstore_core::clock::Ctx;
 use chatstore_core::conformance::join_all;
 use chatstore_core::ids::ProjectId;
@@ -245,28 +244,4 @@ async fn a_page_of_large_messages_ends_early_and_says_where() {
         page.start = PageStart::After(next);
     }
     assert_eq!(seen, (1..=30).collect::<Vec<_>>());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_by_another_process_is_seen_at_once() {
-    let engine = Engine::new().await;
-    let other = open(&engine.database, |_| {}).await;
-    let key = PresentedKey::generate(&engine.ctx);
-    assert!(engine.store.get_api_key(key.key_id()).await.unwrap().is_none());
-    let stored = ApiKey {
-        key_id: key.key_id().to_owned(),
-        project_id: ProjectId::DEFAULT,
-        name: "theirs".to_owned(),
-        digest: key.digest(),
-        scopes: KeyScopes::all(),
-        user_id: None,
-        created_at: engine.ctx.now(),
-        expires_at: None,
-        revoked_at: None,
-    };
-    other.create_api_key(stored).await.unwrap();
-    assert!(engine.store.get_api_key(key.key_id()).await.unwrap().is_some());
-    // Revoked here, it is revoked here at once, whatever was believed.
-    engine.store.revoke_api_key(key.key_id(), engine.ctx.now()).await.unwrap();
-    assert!(engine.store.get_api_key(key.key_id()).await.unwrap().unwrap().revoked_at.is_some());
 }

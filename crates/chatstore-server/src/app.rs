@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessSettings;
 use crate::admission::Admission;
-use crate::auth::Credentials;
+use crate::auth::last_used::LastUses;
+use crate::auth::{Credentials, Failures};
 use crate::config::Config;
 use crate::embedder::Embedder;
+use crate::quotas::ProjectUsages;
 use crate::rate_limit::Limiter;
 
 /// The model of vectors that come without one, where no embedding source names another.
@@ -67,10 +69,16 @@ pub struct AppState {
     pub root_key: Option<KeyDigest>,
     /// Keys and projects as they are.
     pub credentials: Credentials,
+    /// Failed attempts to authenticate.
+    pub failures: Failures,
+    /// When keys were last used.
+    pub last_uses: LastUses,
     /// Counts requests against their limits.
     pub limiter: Limiter,
     /// Lets requests in.
     pub admission: Admission,
+    /// What projects hold, as of a moment ago.
+    pub usages: ProjectUsages,
     /// The limits of one request.
     pub limits: RequestLimits,
     /// Cancelled when the process is told to stop.
@@ -103,9 +111,12 @@ impl App {
         let openapi = Bytes::from(crate::openapi::document_text());
         let root_key = access.api_key.as_ref().map(|key| KeyDigest::of(key.expose()));
         Ok(Self(Arc::new(AppState {
-            credentials: Credentials::new(store.clone(), ctx.clone()),
-            limiter: Limiter::new(&access, ctx.clone()),
-            admission: Admission::new(access.requests_max),
+            credentials: Credentials::new(store.clone(), ctx.clone(), access.secret_key.clone()),
+            failures: Failures::new(access.failed_auth_rates.clone(), ctx.clone()),
+            last_uses: LastUses::default(),
+            limiter: Limiter::start(&access, ctx.clone(), &cursor_key, &shutdown).await,
+            admission: Admission::new(access.requests_max, ctx.clone()),
+            usages: ProjectUsages::new(store.clone(), ctx.clone()),
             access,
             store,
             ctx,

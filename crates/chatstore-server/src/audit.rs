@@ -3,7 +3,7 @@
 use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
-use chatstore_core::api_keys::{Permission, PresentedKey};
+use chatstore_core::api_keys::Permission;
 use chatstore_core::audit::{Actor, AuditEvent};
 use chatstore_core::ids::{ProjectId, SessionId};
 use percent_encoding::percent_decode_str;
@@ -11,6 +11,7 @@ use percent_encoding::percent_decode_str;
 use crate::app::App;
 use crate::auth::{Caller, Credential};
 use crate::error::ApiError;
+use crate::extract::is_key_id;
 use crate::openapi::{DescribeOutput, Operation};
 
 /// The id of a request, as the log line and every answer show it. Every request carries one in its extensions.
@@ -150,7 +151,7 @@ impl PathTarget {
         let text = percent_decode_str(text).decode_utf8_lossy();
         let uuid = SessionId::parse(&text).map(|id| id.to_string());
         Self {
-            id: uuid.or_else(|| PresentedKey::is_id(&text).then(|| text.clone().into_owned())),
+            id: uuid.or_else(|| (name == "{key_id}" && is_key_id(&text)).then(|| text.clone().into_owned())),
             project_id: ProjectId::parse(&text).filter(|_| name == "{project_id}"),
         }
     }

@@ -1,8 +1,13 @@
 //! Who is calling: the guard in front of every route that is not open.
 
+mod bindings;
 mod credentials;
+mod failures;
+pub mod last_used;
+mod tokens;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -14,7 +19,7 @@ use chatstore_core::ids::{ProjectId, SessionId};
 use chatstore_core::limits::USER_ID_BYTES_MAX;
 use chatstore_core::projects::Project;
 use chatstore_core::rates::RequestClass;
-use chatstore_core::store::Scope;
+use chatstore_core::store::{Scope, StoreError};
 
 use crate::app::App;
 use crate::audit::PendingEvent;
@@ -24,7 +29,10 @@ use crate::error::{ApiError, Code};
 use crate::listener::Peer;
 use crate::rate_limit::Account;
 
+pub use bindings::parse_address_range;
 pub use credentials::{Credentials, KnownKey};
+pub use failures::Failures;
+pub use tokens::{AUDIENCE, NewToken, check_public_key, mint};
 
 /// Names the one user a request speaks for.
 pub const USER_ID_HEADER: &str = "x-user-id";
@@ -131,13 +139,8 @@ pub struct Guarded {
     pub is_audited: bool,
 }
 
-/// Lets a request through if there is room for it, its credential is valid, its limits admit it, and it has the scope.
-pub async fn guard(app: App, route: Guarded, mut request: Request, next: Next) -> Response {
-    let place = match app.admission.enter().await {
-        Ok(place) => place,
-        Err(error) => return refuse(request, error).await,
-    };
-    request.extensions_mut().insert(place);
+/// Lets a request through if its credential is valid, its limits admit it, and it has the scope.
+pub async fn guard(app: App, route: Guarded, request: Request, next: Next) -> Response {
     let address = client_address(&app, &request);
     let caller = match authenticate(&app, address, request.headers()).await {
         Ok(caller) => caller,
@@ -192,16 +195,47 @@ fn client_address(app: &App, request: &Request) -> ClientAddress {
 }
 
 async fn authenticate(app: &App, address: ClientAddress, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    let presented = presented_key(headers)?;
-    let mut caller = identify(app, address, presented).await?;
+    let identified = match presented_credential(headers) {
+        Ok(presented) => identify(app, address, headers, presented).await,
+        Err(error) => Err(error),
+    };
+    let mut caller = identified.map_err(|error| counted(app, address, error))?;
     if let Some(user_id) = named_user(headers)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
     Ok(caller)
 }
 
-/// The key as sent: exactly one, in either header.
-fn presented_key(headers: &HeaderMap) -> Result<&str, ApiError> {
+/// Counts a failed attempt. Past the budget of its address it is refused for that, whatever else is wrong with it.
+fn counted(app: &App, address: ClientAddress, error: ApiError) -> ApiError {
+    match error.code {
+        Code::InvalidApiKey | Code::InvalidToken => app.failures.count(address).map_or(error, too_many_failures),
+        _ => error,
+    }
+}
+
+/// Lets a lookup pass, unless the budget of the address is used up and it would be for a guess: an id that nothing
+/// has, or one that is remembered and refused what was shown.
+async fn allow_lookup(app: &App, address: ClientAddress, id: &str, is_remembered: bool) -> Result<(), ApiError> {
+    match app.failures.wait(address) {
+        Some(wait) if is_remembered || !app.credentials.is_listed(id).await.map_err(lookup_failed)? => {
+            Err(too_many_failures(wait))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_many_failures(wait: Duration) -> ApiError {
+    let detail = "Too many attempts to authenticate failed from this address. Valid keys are let in all the same.";
+    ApiError::new(Code::RateLimited, detail).retry_after(wait)
+}
+
+fn lookup_failed(error: StoreError) -> ApiError {
+    ApiError::from_store(error, "API key")
+}
+
+/// The key or token as sent: exactly one, in either header.
+fn presented_credential(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut keys = headers.get_all(API_KEY_HEADER).iter();
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
     let (key, bearer) = (keys.next(), bearers.next());
@@ -229,28 +263,55 @@ fn bearer_token(value: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whose key it is. `API_KEY` always works; a stored key is looked up only if its checksum is right.
-async fn identify(app: &App, address: ClientAddress, presented: &str) -> Result<Caller, ApiError> {
-    let failed = |error| ApiError::from_store(error, "API key");
-    let caller = |project: Arc<Project>, user_id, scopes, credential| Caller {
+/// Whose key or token it is. `API_KEY` always works; a stored key is looked up only if its checksum is right.
+async fn identify(app: &App, address: ClientAddress, headers: &HeaderMap, presented: &str) -> Result<Caller, ApiError> {
+    let caller = |project: Arc<Project>, user_id, scopes, credential, sessions| Caller {
         scope: Scope { project_id: project.project_id, user_id, quotas: project.settings.quotas.or(app.access.quotas) },
         scopes,
         credential,
         project,
-        sessions: None,
+        sessions,
         address,
     };
-    if let Some(root) = &app.root_key
-        && root.matches(&KeyDigest::of(presented))
-    {
-        let project = app.credentials.project(ProjectId::DEFAULT).await.map_err(failed)?;
+    let digest = KeyDigest::of(presented);
+    if app.root_key.as_ref().is_some_and(|root| root.matches(&digest)) {
+        let project = app.credentials.project(ProjectId::DEFAULT).await.map_err(lookup_failed)?;
         let project = project.ok_or_else(|| ApiError::internal("the default project is not there"))?;
-        return Ok(caller(project, None, KeyScopes::all(), Credential::RootKey));
+        return Ok(caller(project, None, KeyScopes::all(), Credential::RootKey, None));
+    }
+    if !presented.starts_with("cs_") && tokens::is_token(presented) {
+        let token = tokens::verify(app, address, presented).await?;
+        return Ok(caller(token.project, Some(token.user_id), token.scopes, Credential::UserToken, token.sessions));
     }
     let presented = PresentedKey::parse(presented).ok_or_else(invalid_api_key)?;
-    let known = app.credentials.key(&presented).await.map_err(failed)?.ok_or_else(invalid_api_key)?;
+    let known = find_key(app, address, presented.key_id(), &digest).await?;
+    known.bindings.check(address, headers)?;
     let (project, user_id) = (known.project.clone(), known.key.user_id.clone());
-    Ok(caller(project, user_id, known.key.scopes, Credential::ApiKey(known)))
+    Ok(caller(project, user_id, known.key.scopes, Credential::ApiKey(known), None))
+}
+
+/// The stored key with this id, if the digest is of its secret and it may be used now.
+async fn find_key(
+    app: &App,
+    address: ClientAddress,
+    key_id: &str,
+    digest: &KeyDigest,
+) -> Result<Arc<KnownKey>, ApiError> {
+    let now = app.ctx.now();
+    let remembered = app.credentials.remembered_key(key_id);
+    let is_remembered = remembered.is_some();
+    let known = match remembered.filter(|known| known.admits(digest, now)) {
+        Some(known) => known,
+        None => {
+            allow_lookup(app, address, key_id, is_remembered).await?;
+            let found = app.credentials.look_up_key(key_id).await.map_err(lookup_failed)?;
+            // What is not there takes as long as what does not fit.
+            let is_admitted = found.as_ref().map_or_else(|| !digest.matches(digest), |known| known.admits(digest, now));
+            found.filter(|_| is_admitted).ok_or_else(invalid_api_key)?
+        }
+    };
+    app.last_uses.note(&known, now);
+    Ok(known)
 }
 
 /// The user in `X-User-Id`.

@@ -9,12 +9,14 @@ use axum::http::header;
 use bytes::Bytes;
 use chatstore_core::json::{escape_pointer, find_unstorable, upper_containers};
 use chatstore_core::limits::{BODIES_BYTES_MAX, BODY_CONTAINERS_MAX};
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
+use crate::admission::Place;
 use crate::app::App;
 use crate::error::{ApiError, Code, FieldError};
 
@@ -42,6 +44,7 @@ impl<T: Body> Body for Vec<T> {
 }
 
 /// A type read from an object alone: serde would also fill its fields from an array, in their order.
+#[derive(Debug)]
 pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -82,6 +85,7 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
         discard(request).await;
         return Err(too_large());
     }
+    let place = request.extensions().get::<Place>().cloned();
     let mut body = request.into_body();
     let time_max = limits.body_read_timeout.min(limits.request_timeout.mul_f32(0.9));
     let mut held = HeldBytes { app, bytes: 0 };
@@ -91,11 +95,19 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
         let earned = bytes.len() as u64 * 1_000 / limits.body_bytes_per_second_min.max(1);
         let paced = if limits.body_bytes_per_second_min == 0 { u64::MAX / 4 } else { earned };
         let allowed = time_max.min(BODY_GRACE.saturating_add(Duration::from_millis(paced)));
-        let Ok(frame) = tokio::time::timeout_at(started + allowed, body.frame()).await else {
-            return Err(ApiError::new(Code::BodyTimeout, "The body came too slowly; send it again, faster."));
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                // Others are handled while this one waits for its client.
+                place.as_ref().inspect(|place| place.leave());
+                let Ok(frame) = tokio::time::timeout_at(started + allowed, body.frame()).await else {
+                    return Err(ApiError::new(Code::BodyTimeout, "The body came too slowly; send it again, faster."));
+                };
+                frame
+            }
         };
         match frame {
-            None => return Ok(bytes),
+            None => break,
             Some(Err(_)) => return Err(ApiError::new(Code::InvalidJson, "The body ended early.")),
             Some(Ok(frame)) => {
                 let data = frame.into_data().unwrap_or_default();
@@ -107,6 +119,10 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
             }
         }
     }
+    if let Some(place) = place {
+        place.come_back().await?;
+    }
+    Ok(bytes)
 }
 
 /// Reads and drops the body of a request that is refused unread: a client that is still sending
@@ -115,6 +131,9 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
 pub(crate) async fn discard(request: Request) {
     if request.headers().contains_key(header::EXPECT) {
         return;
+    }
+    if let Some(place) = request.extensions().get::<Place>() {
+        place.leave();
     }
     let mut body = request.into_body();
     let mut bytes = 0;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use axum::body::Body;
 use axum::http::header::{
     ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
-    IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    IF_NONE_MATCH, VARY,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -258,13 +258,7 @@ fn landing(content_type: &'static str, csp: &'static str, body: String) -> Respo
 }
 
 fn page(content_type: &'static str, csp: &'static str, body: impl Into<Body>) -> Response {
-    let headers = [
-        (CONTENT_TYPE, content_type),
-        (CONTENT_SECURITY_POLICY, csp),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (X_FRAME_OPTIONS, "DENY"),
-        (REFERRER_POLICY, "no-referrer"),
-    ];
+    let headers = [(CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, csp)];
     (headers, body.into()).into_response()
 }
 
@@ -474,9 +468,6 @@ mod tests {
             assert!(policy.starts_with("default-src 'none'; "));
             assert!(policy.contains("frame-ancestors 'none'"));
             assert!(!policy.contains("unsafe") && !policy.contains("  "));
-            assert_eq!(header(response, X_CONTENT_TYPE_OPTIONS), "nosniff");
-            assert_eq!(header(response, X_FRAME_OPTIONS), "DENY");
-            assert_eq!(header(response, REFERRER_POLICY), "no-referrer");
         }
     }
 

@@ -352,7 +352,14 @@ impl ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"chatstore\""));
+            // RFC 6750, section 3: only who showed a token is told that it is one.
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(match self.code {
+                    Code::InvalidToken => "Bearer realm=\"chatstore\", error=\"invalid_token\"",
+                    _ => "Bearer realm=\"chatstore\"",
+                }),
+            );
         }
         if self.code.is_transient() {
             let pause = self.retry_after.unwrap_or_default();

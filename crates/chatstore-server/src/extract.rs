@@ -4,7 +4,7 @@
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use chatstore_core::ids::{MessageId, SessionId};
+use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::store::ExpectedVersion;
 use schemars::JsonSchema;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::body::{Body, discard, read_body, require_few_pieces};
 use crate::error::{ApiError, Code};
 use crate::openapi::{Describe, Example, Operation};
 use crate::query::Pairs;
+use crate::quotas::AddsText;
 
 /// A JSON body.
 pub struct Json<T>(pub T);
@@ -23,28 +24,81 @@ impl<T: Body> FromRequest<App> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        if let Err(error) = require_json(request.headers()) {
-            discard(request).await;
-            return Err(error);
-        }
-        let bytes = read_body(request, app).await?;
-        require_few_pieces(&bytes)?;
+        let bytes = read_json(request, app).await?;
         T::read(&bytes).map(Self)
     }
 }
 
+/// A JSON body that may be left out; then it counts as `{}`.
+pub struct OptionalJson<T>(pub T);
+
+impl<T: Body + Default> FromRequest<App> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let bytes = read_json(request, app).await?;
+        if bytes.is_empty() { Ok(Self(T::default())) } else { T::read(&bytes).map(Self) }
+    }
+}
+
+/// A JSON body whose text is stored, if the project has room for it.
+pub struct Stored<T>(pub T);
+
+impl<T: Body + AddsText> FromRequest<App> for Stored<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let caller = request.extensions().get::<Caller>().cloned().ok_or_else(unguarded)?;
+        let bytes = read_json(request, app).await?;
+        let body = T::read(&bytes)?;
+        if body.adds_text() {
+            app.usages.admit(&caller.scope, bytes.len()).await?;
+        }
+        Ok(Self(body))
+    }
+}
+
+/// The bytes of a body that is declared as JSON.
+async fn read_json(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
+    if let Err(error) = require_json(request.headers()) {
+        discard(request).await;
+        return Err(error);
+    }
+    let bytes = read_body(request, app).await?;
+    require_few_pieces(&bytes)?;
+    Ok(bytes)
+}
+
+/// A handler asked for a caller on a route without a guard: a defect, and nobody gets in.
+fn unguarded() -> ApiError {
+    ApiError::internal("a handler asked for a caller on an unguarded route")
+}
+
 impl<T: JsonSchema + Example> Describe for Json<T> {
     fn describe(operation: &mut Operation) {
-        operation.request_body::<T>();
-        for code in [
-            Code::InvalidJson,
-            Code::BodyTimeout,
-            Code::BodyTooLarge,
-            Code::UnsupportedMediaType,
-            Code::ValidationFailed,
-        ] {
-            operation.fails(code);
-        }
+        describe_body::<T>(operation, true);
+    }
+}
+
+impl<T: JsonSchema + Example> Describe for OptionalJson<T> {
+    fn describe(operation: &mut Operation) {
+        describe_body::<T>(operation, false);
+    }
+}
+
+impl<T: JsonSchema + Example> Describe for Stored<T> {
+    fn describe(operation: &mut Operation) {
+        describe_body::<T>(operation, true);
+        operation.fails(Code::QuotaExceeded);
+    }
+}
+
+fn describe_body<T: JsonSchema + Example>(operation: &mut Operation, required: bool) {
+    operation.request_body::<T>(required);
+    for code in
+        [Code::InvalidJson, Code::BodyTimeout, Code::BodyTooLarge, Code::UnsupportedMediaType, Code::ValidationFailed]
+    {
+        operation.fails(code);
     }
 }
 
@@ -100,18 +154,70 @@ pub struct MessagePath(pub MessageId);
 impl FromRequestParts<App> for SessionPath {
     type Rejection = ApiError;
 
+    /// A session outside those that a user token is for is absent.
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let id = path_param(parts, app, "session_id").await.as_deref().and_then(SessionId::parse);
-        id.map(Self).ok_or_else(|| ApiError::not_found("session"))
+        let seen = id.filter(|id| parts.extensions.get::<Caller>().is_some_and(|caller| caller.may_see(*id)));
+        seen.map(Self).ok_or_else(|| ApiError::not_found("session"))
     }
 }
 
 impl FromRequestParts<App> for MessagePath {
     type Rejection = ApiError;
 
+    /// A message outside the sessions that a user token is for is absent.
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let id = path_param(parts, app, "message_id").await.as_deref().and_then(MessageId::parse);
-        id.map(Self).ok_or_else(|| ApiError::not_found("message"))
+        let absent = || ApiError::not_found("message");
+        let id = path_param(parts, app, "message_id").await.as_deref().and_then(MessageId::parse).ok_or_else(absent)?;
+        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(unguarded)?;
+        if caller.sessions.is_some() {
+            let message = app.store.get_message(&caller.scope, id).await;
+            let message = message.map_err(|error| ApiError::from_store(error, "message"))?;
+            message.filter(|message| caller.may_see(message.session_id)).ok_or_else(absent)?;
+        }
+        Ok(Self(id))
+    }
+}
+
+/// The API key named in the path.
+pub struct KeyPath(pub String);
+
+/// The project named in the path.
+pub struct ProjectPath(pub ProjectId);
+
+impl FromRequestParts<App> for KeyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "key_id").await.filter(|id| is_key_id(id));
+        id.map(Self).ok_or_else(|| ApiError::not_found("API key"))
+    }
+}
+
+impl FromRequestParts<App> for ProjectPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "project_id").await.as_deref().and_then(ProjectId::parse);
+        id.map(Self).ok_or_else(|| ApiError::not_found("project"))
+    }
+}
+
+/// Whether a text has the form of a key's id; every other names nothing.
+pub(crate) fn is_key_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// A caller who may rule a whole project: one who speaks for one user is refused.
+pub struct ProjectCaller(pub Caller);
+
+impl FromRequestParts<App> for ProjectCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        caller.require_project()?;
+        Ok(Self(caller))
     }
 }
 
@@ -132,6 +238,28 @@ impl Describe for MessagePath {
     fn describe(operation: &mut Operation) {
         operation.path_parameter("message_id", "Id of the message.", json!({"type": "string", "format": "uuid"}));
         operation.fails(Code::NotFound);
+    }
+}
+
+impl Describe for KeyPath {
+    fn describe(operation: &mut Operation) {
+        operation.path_parameter("key_id", "Id of the key: its public part.", json!({"type": "string"}));
+        operation.fails(Code::NotFound);
+    }
+}
+
+impl Describe for ProjectPath {
+    fn describe(operation: &mut Operation) {
+        operation.path_parameter("project_id", "Id of the project.", json!({"type": "string", "format": "uuid"}));
+        operation.fails(Code::NotFound);
+    }
+}
+
+impl Describe for ProjectCaller {
+    fn describe(operation: &mut Operation) {
+        for code in [Code::InvalidHeader, Code::MissingApiKey, Code::InsufficientScope] {
+            operation.fails(code);
+        }
     }
 }
 

@@ -106,11 +106,11 @@ impl Operation {
         );
     }
 
-    /// The body it takes.
-    pub fn request_body<T: JsonSchema + Example>(&mut self) {
+    /// The body it takes, or may take.
+    pub fn request_body<T: JsonSchema + Example>(&mut self, required: bool) {
         let schema = self.generator.subschema_for::<T>();
         self.request_body = Some(
-            json!({"required": true, "content": {"application/json": {"schema": schema, "example": T::example()}}}),
+            json!({"required": required, "content": {"application/json": {"schema": schema, "example": T::example()}}}),
         );
     }
 
@@ -234,6 +234,9 @@ pub fn document() -> Value {
             failures: vec![Code::InternalError],
         };
         (route.describe)(&mut operation);
+        if route.access != Access::Health {
+            operation.fails(Code::RateLimited);
+        }
         if let Access::Needs(_) = route.access {
             operation.fails(Code::Overloaded);
             if route.method != Method::GET && route.access != Access::Needs(Permission::Search) {
@@ -258,6 +261,10 @@ pub fn document() -> Value {
             {"name": "messages", "description": "What is said in them, in order."},
             {"name": "search", "description": "Find messages by words and by meaning."},
             {"name": "embeddings", "description": "Vectors of messages, and the source that makes them."},
+            {"name": "projects", "description": "Tenants: all of them for operators, the own one for its admins."},
+            {"name": "api_keys", "description": "Who may call, and what they may do."},
+            {"name": "tokens", "description": "Short-lived tokens that speak for one user."},
+            {"name": "audit", "description": "Who ruled or destroyed what."},
             {"name": "admin", "description": "For operators."},
             {"name": "service", "description": "Health and documents; open to all."},
         ],
@@ -266,14 +273,14 @@ pub fn document() -> Value {
             "schemas": require_what_is_sent(generator.take_definitions(true)),
             "securitySchemes": {
                 "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "bearer": {"type": "http", "scheme": "bearer", "description": "The same API key."},
+                "bearer": {"type": "http", "scheme": "bearer", "description": BEARER},
             },
         },
     })
 }
 
 /// Fields that stand in an answer only when they were asked for or have something to say.
-const AT_TIMES: [&str; 3] = ["degraded", "embeddings", "next_cursor"];
+const AT_TIMES: [&str; 5] = ["degraded", "embeddings", "next_cursor", "secret", "usage"];
 
 /// An answer has all its other fields, also those that are null.
 fn require_what_is_sent(mut schemas: Map<String, Value>) -> Map<String, Value> {
@@ -289,8 +296,11 @@ fn require_what_is_sent(mut schemas: Map<String, Value>) -> Map<String, Value> {
     schemas
 }
 
+const BEARER: &str = "The same API key; or a user token (JWT), which speaks for one user and may at most read, write, \
+    delete and search. `POST /api/v1/admin/tokens` makes one.";
+
 const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions, messages, and the search of them.\n\n\
-    Send an API key in `X-API-Key` or as `Authorization: Bearer`. Every path works with and without a trailing slash. \
+    Send an API key in `X-API-Key` or as `Authorization: Bearer`, or a user token as the latter. Every path works with and without a trailing slash. \
     Lists are bare arrays; the `Link` header leads to the next page. Errors are `application/problem+json` (RFC 9457) \
     with a stable `code`.";
 
@@ -299,12 +309,13 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in operation.failures {
         by_status.entry(code.status().as_u16()).or_default().push(code);
-        // Both ways to lack a key are one answer of the same operation.
+        // All ways to lack a credential are one answer of the same operation.
         if code == Code::MissingApiKey {
-            by_status.entry(401).or_default().push(Code::InvalidApiKey);
+            by_status.entry(401).or_default().extend([Code::InvalidApiKey, Code::InvalidToken]);
         }
         if code == Code::InsufficientScope {
-            by_status.entry(403).or_default().push(Code::UserMismatch);
+            let others = [Code::UserMismatch, Code::OriginNotAllowed, Code::AddressNotAllowed];
+            by_status.entry(403).or_default().extend(others);
         }
         if code == Code::BodyTooLarge && route.doc.tag == "messages" {
             by_status.entry(413).or_default().push(Code::ContentTooLarge);
@@ -341,6 +352,12 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
     written
 }
 
+/// The headers by which a caller keeps within its limits.
+const RATE_LIMIT_HEADERS: [(&str, &str); 2] = [
+    ("RateLimit-Policy", "The limits that apply (draft-ietf-httpapi-ratelimit-headers-10)."),
+    ("RateLimit", "What is left of them, and in how many seconds there is more."),
+];
+
 fn failure(status: u16, codes: &[Code], problem: &schemars::Schema) -> Value {
     let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.as_str())).collect();
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
@@ -361,9 +378,14 @@ fn failure(status: u16, codes: &[Code], problem: &schemars::Schema) -> Value {
         "headers": {"X-Request-Id": {"description": REQUEST_ID, "schema": {"type": "string"}}},
         "content": {"application/problem+json": {"schema": problem, "examples": examples}},
     });
-    if status == 503 {
+    if matches!(status, 429 | 503) {
         response["headers"]["Retry-After"] =
             json!({"description": "Seconds after which a retry may succeed.", "schema": {"type": "integer"}});
+    }
+    if status == 429 {
+        for (name, description) in RATE_LIMIT_HEADERS {
+            response["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
+        }
     }
     response
 }

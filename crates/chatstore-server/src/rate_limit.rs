@@ -1,18 +1,34 @@
 //! Limits on requests: everything, the address, the key and the user at once, by GCRA.
 
-use std::time::Duration;
+mod memory;
+mod redis;
+mod standing;
 
-use axum::http::HeaderMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
-use chatstore_core::rates::{ClassRates, RequestClass};
+use chatstore_core::page::CursorKey;
+use chatstore_core::rates::{ClassRates, Rate, Rates, RequestClass, Verdict};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::access::AccessSettings;
 use crate::client_address::ClientAddress;
-use crate::error::{ApiError, Code};
+use crate::config::RateLimitStore;
+
+use memory::Memory;
+use redis::Shared;
+pub use standing::Standing;
 
 /// Counts requests against their limits.
-pub struct Limiter;
+pub struct Limiter {
+    rates: ClassRates,
+    global_rates: Rates,
+    ctx: Ctx,
+    memory: Memory,
+    shared: Option<(Arc<Shared>, DropGuard)>,
+}
 
 /// On whose account a request goes.
 #[derive(Clone, Copy, Debug)]
@@ -29,30 +45,114 @@ pub struct Account<'a> {
     pub key_rates: Option<&'a ClassRates>,
 }
 
-/// How a request stands with its limits.
-#[derive(Debug)]
-pub struct Standing {
-    wait: Option<Duration>,
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dimension {
+    Global,
+    Address,
+    Key,
+    User,
+}
+
+/// Rates that all apply to one thing, each with a bucket of its own.
+struct Limit<'a> {
+    dimension: Dimension,
+    class: RequestClass,
+    rates: &'a [Rate],
+    /// What names the thing, the same wherever it is counted.
+    subject: Vec<u8>,
+}
+
+impl<'a> Limit<'a> {
+    fn new(dimension: Dimension, class: RequestClass, rates: Option<&'a Rates>, subject: &[&[u8]]) -> Option<Self> {
+        let rates = rates.map(Rates::as_slice).filter(|rates| !rates.is_empty())?;
+        // One budget for all classes, where everything is counted.
+        let budget = if dimension == Dimension::Global { b"all" } else { class.as_str().as_bytes() };
+        Some(Self { dimension, class, rates, subject: [&[dimension as u8], budget, b":", &subject.concat()].concat() })
+    }
+}
+
+/// The limits that a request falls under, in the order of [`Dimension`].
+type Limits<'a> = [Option<Limit<'a>>; 4];
+
+/// What tells one address from another: of IPv6, the 64 bits that one customer has at least.
+pub(crate) fn network(address: &IpAddr) -> [u8; 9] {
+    let mut bytes = [0; 9];
+    match address {
+        IpAddr::V4(address) => {
+            bytes[0] = 4;
+            bytes[1..5].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => {
+            bytes[0] = 6;
+            bytes[1..].copy_from_slice(&address.octets()[..8]);
+        }
+    }
+    bytes
 }
 
 impl Limiter {
-    /// A limiter that counts nothing yet.
-    pub fn new(_settings: &AccessSettings, _ctx: Ctx) -> Self {
-        Self
+    /// A limiter of this process alone that counts nothing yet.
+    pub fn new(settings: &AccessSettings, ctx: Ctx) -> Self {
+        Self {
+            rates: settings.rates.clone(),
+            global_rates: settings.global_rates.clone(),
+            memory: Memory::new(&ctx),
+            ctx,
+            shared: None,
+        }
+    }
+
+    /// A limiter that counts where the settings say. One that shares Redis with other servers looks after its
+    /// connection until it is dropped, or `shutdown` is cancelled; servers of one store have the same `secret`.
+    pub async fn start(settings: &AccessSettings, ctx: Ctx, secret: &CursorKey, shutdown: &CancellationToken) -> Self {
+        let mut limiter = Self::new(settings, ctx.clone());
+        if let RateLimitStore::Redis(url) = &settings.rate_limit_store
+            && let Some(shared) = Shared::new(url, &ctx, secret)
+        {
+            let shared = Arc::new(shared);
+            let stop = shutdown.child_token();
+            shared.keep_alive().await;
+            tokio::spawn(shared.clone().look_after(stop.clone()));
+            limiter.shared = Some((shared, stop.drop_guard()));
+        }
+        limiter
     }
 
     /// Counts one request: against all its limits, or, if one of them refuses it, against none.
-    pub async fn count(&self, _account: &Account<'_>, _class: RequestClass) -> Standing {
-        Standing { wait: None }
+    pub async fn count(&self, account: &Account<'_>, class: RequestClass) -> Standing {
+        let limits = self.limits(account, class);
+        if limits.iter().all(Option::is_none) {
+            return Standing::default();
+        }
+        let verdicts = match &self.shared {
+            None => self.count_here(&limits, 1),
+            Some((shared, _)) => match shared.count(&limits).await {
+                Some(verdicts) => verdicts,
+                None => self.count_here(&limits, shared.replicas()),
+            },
+        };
+        Standing::new(&limits, &verdicts)
     }
-}
 
-impl Standing {
-    /// The refusal, if it is refused.
-    pub fn refusal(&self) -> Option<ApiError> {
-        self.wait.map(|wait| ApiError::new(Code::RateLimited, "Too many requests.").retry_after(wait))
+    fn count_here(&self, limits: &Limits<'_>, replicas: u32) -> Vec<Verdict> {
+        let now_ns = u64::try_from(self.ctx.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.memory.count(limits, replicas, now_ns)
     }
 
-    /// Writes `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10).
-    pub fn write(&self, _headers: &mut HeaderMap) {}
+    fn limits<'a>(&'a self, account: &Account<'a>, class: RequestClass) -> Limits<'a> {
+        use Dimension::{Address, Global, Key, User};
+        let general = self.rates.get(class);
+        let of_project = account.project_rates.and_then(|rates| rates.get(class)).or(general);
+        let of_key = account.key_rates.and_then(|rates| rates.get(class)).or(of_project);
+        let address = account.address.0.as_ref();
+        [
+            Limit::new(Global, class, Some(&self.global_rates), &[]),
+            address.and_then(|address| Limit::new(Address, class, general, &[&network(address)])),
+            account.key_id.and_then(|key_id| Limit::new(Key, class, of_key, &[key_id.as_bytes()])),
+            account.user.and_then(|(project_id, user_id)| {
+                Limit::new(User, class, of_project, &[project_id.uuid().as_bytes(), user_id.as_bytes()])
+            }),
+        ]
+    }
 }

@@ -1,26 +1,24 @@
-//! Every route on one screen, and the layers around them.
-
-use std::panic::AssertUnwindSafe;
-use std::sync::LazyLock;
+//! Every route on one screen, and the guard in front of each.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::handler::Handler;
-use axum::http::{HeaderName, HeaderValue, Method, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::http::Method;
+use axum::middleware::{Next, from_fn};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use chatstore_core::api_keys::Permission;
 use chatstore_core::rates::RequestClass;
-use futures_util::FutureExt as _;
 
-use crate::api::{OperationDoc, archive, embeddings, messages, search, service, sessions};
+use crate::admission::Priority;
+use crate::api::{
+    OperationDoc, api_keys, archive, audit, embeddings, messages, projects, search, service, sessions, tokens,
+};
 use crate::app::App;
 use crate::audit::is_audited;
 use crate::auth::Guarded;
 use crate::error::{ApiError, Code};
+use crate::layers;
 use crate::openapi::{DescribedHandler, Operation};
-use crate::request_log::RequestLine;
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +49,7 @@ pub struct Route {
 /// Every route there is. Those that need no key are all in the first block.
 pub fn routes() -> Vec<Route> {
     use Access::{Health, Needs, Open};
-    use Permission::{Admin, Delete, Read, Search, Write};
+    use Permission::{Admin, Delete, Operator, Read, Search, Write};
     const GET: Method = Method::GET;
     const POST: Method = Method::POST;
     const PUT: Method = Method::PUT;
@@ -65,6 +63,7 @@ pub fn routes() -> Vec<Route> {
         route(GET, "/livez", Health, service::get_liveness, &service::GET_LIVENESS),
         route(GET, "/openapi.json", Open, service::get_openapi, &service::GET_OPENAPI),
         route(GET, "/readyz", Health, service::get_readiness, &service::GET_READINESS),
+        route(GET, "/api/v1/admin/audit", Needs(Admin), audit::list_audit_events, &audit::LIST_AUDIT_EVENTS),
         route(
             GET,
             "/api/v1/admin/embeddings",
@@ -80,6 +79,64 @@ pub fn routes() -> Vec<Route> {
             &embeddings::RETRY_PARKED_EMBEDDINGS,
         ),
         route(POST, "/api/v1/admin/import", Needs(Admin), archive::import_sessions, &archive::IMPORT_SESSIONS),
+        route(GET, "/api/v1/admin/keys", Needs(Admin), api_keys::list_api_keys, &api_keys::LIST_API_KEYS),
+        route(POST, "/api/v1/admin/keys", Needs(Admin), api_keys::create_api_key, &api_keys::CREATE_API_KEY),
+        route(GET, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::get_api_key, &api_keys::GET_API_KEY),
+        route(PATCH, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::update_api_key, &api_keys::UPDATE_API_KEY),
+        route(DELETE, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::revoke_api_key, &api_keys::REVOKE_API_KEY),
+        route(
+            POST,
+            "/api/v1/admin/keys/{key_id}/rotate",
+            Needs(Admin),
+            api_keys::rotate_api_key,
+            &api_keys::ROTATE_API_KEY,
+        ),
+        route(GET, "/api/v1/admin/project", Needs(Admin), projects::get_own_project, &projects::GET_OWN_PROJECT),
+        route(
+            PATCH,
+            "/api/v1/admin/project",
+            Needs(Admin),
+            projects::update_own_project,
+            &projects::UPDATE_OWN_PROJECT,
+        ),
+        route(
+            POST,
+            "/api/v1/admin/project/token-secret",
+            Needs(Admin),
+            projects::rotate_token_secret,
+            &projects::ROTATE_TOKEN_SECRET,
+        ),
+        route(
+            DELETE,
+            "/api/v1/admin/project/token-secret",
+            Needs(Admin),
+            projects::delete_token_secret,
+            &projects::DELETE_TOKEN_SECRET,
+        ),
+        route(GET, "/api/v1/admin/projects", Needs(Operator), projects::list_projects, &projects::LIST_PROJECTS),
+        route(POST, "/api/v1/admin/projects", Needs(Operator), projects::create_project, &projects::CREATE_PROJECT),
+        route(
+            GET,
+            "/api/v1/admin/projects/{project_id}",
+            Needs(Operator),
+            projects::get_project,
+            &projects::GET_PROJECT,
+        ),
+        route(
+            PATCH,
+            "/api/v1/admin/projects/{project_id}",
+            Needs(Operator),
+            projects::update_project,
+            &projects::UPDATE_PROJECT,
+        ),
+        route(
+            DELETE,
+            "/api/v1/admin/projects/{project_id}",
+            Needs(Operator),
+            projects::delete_project,
+            &projects::DELETE_PROJECT,
+        ),
+        route(POST, "/api/v1/admin/tokens", Needs(Admin), tokens::create_token, &tokens::CREATE_TOKEN),
         route(
             GET,
             "/api/v1/search",
@@ -195,8 +252,14 @@ pub fn router(app: App) -> Router {
                     class: class(&route.method, permission),
                     is_audited: is_audited(&route.method, permission),
                 };
-                route_handler.route_layer(from_fn(move |request: Request, next: Next| {
-                    crate::auth::guard(app.clone(), route, request, next)
+                // What frees space or rules is what helps when there is too much.
+                let priority = if route.is_audited { Priority::High } else { Priority::Usual };
+                let (guarded, admitted) = (app.clone(), app.clone());
+                let guard = from_fn(move |request: Request, next: Next| {
+                    crate::auth::guard(guarded.clone(), route, request, next)
+                });
+                route_handler.route_layer(guard).route_layer(from_fn(move |request: Request, next: Next| {
+                    crate::admission::admit(admitted.clone(), priority, request, next)
                 }))
             }
         };
@@ -205,65 +268,10 @@ pub fn router(app: App) -> Router {
         }
         router = router.route(route.path, handler);
     }
-    router
+    let router = router
         .fallback(async || ApiError::new(Code::RouteNotFound, "Nothing is served at this path; `/docs` shows what is."))
         .method_not_allowed_fallback(async || {
             ApiError::new(Code::MethodNotAllowed, "The header `Allow` names the methods of this path.")
-        })
-        .layer(from_fn_with_state(app.clone(), observe))
-        .with_state(app)
-}
-
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Around everything: the request's id and time limit, caught panics, the rendering of errors,
-/// headers that every response carries, and one line in the log.
-async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let request_id = request_id(&app, &request);
-    let line = RequestLine::begin(&request);
-    let handled = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let mut response = match tokio::time::timeout(app.limits.request_timeout, handled).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(_panic)) => ApiError::internal("the handler panicked").into_response(),
-        Err(_elapsed) => {
-            let detail = "The request took too long; what it asked for may still happen.";
-            ApiError::new(Code::RequestTimeout, detail).into_response()
-        }
-    };
-    let mut code = None;
-    if let Some(mut error) = response.extensions_mut().remove::<ApiError>() {
-        code = Some(error.code.as_str());
-        if let Some(reason) = error.reason.take() {
-            tracing::error!(request_id, code, reason, "a request failed on our side");
-        }
-        let allow = response.headers_mut().remove(header::ALLOW);
-        let extensions = std::mem::take(response.extensions_mut());
-        response = error.render(&request_id);
-        *response.extensions_mut() = extensions;
-        if let Some(allow) = allow {
-            response.headers_mut().insert(header::ALLOW, allow);
-        }
-    }
-    finish_headers(&mut response, &request_id);
-    line.end(&response, &request_id, code);
-    response
-}
-
-/// The caller's id if it is a plain word, else a new one.
-fn request_id(app: &App, request: &Request) -> String {
-    let sent = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok());
-    let plain =
-        |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-    sent.filter(plain).map_or_else(|| app.ctx.new_request_id(), ToOwned::to_owned)
-}
-
-fn finish_headers(response: &mut Response, request_id: &str) {
-    static NOSNIFF: LazyLock<HeaderValue> = LazyLock::new(|| HeaderValue::from_static("nosniff"));
-    static NO_STORE: LazyLock<HeaderValue> = LazyLock::new(|| HeaderValue::from_static("no-store"));
-    let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID.clone(), value);
-    }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF.clone());
-    headers.entry(header::CACHE_CONTROL).or_insert_with(|| NO_STORE.clone());
+        });
+    layers::wrap(router, &app).with_state(app)
 }

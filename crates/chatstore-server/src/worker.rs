@@ -1,9 +1,11 @@
-//! What is done in the background: vectors are made for messages that wait, and derived data is made anew.
+//! What is done in the background: vectors are made for messages that wait, derived data is made anew, and what
+//! deleted projects left behind is erased.
 //!
 //! Any number of processes may work at the same time: what one of them has borrowed from the queue is another's again
 //! when the lease is over. No connection to the database is held while the source is asked.
 
 mod claim;
+mod erase;
 mod rebuild;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::app::App;
 use crate::embedder::{BreakerState, Embedder, EmbedderError};
 use claim::Claim;
+use erase::erase;
 use rebuild::rebuild;
 
 /// How long the worker pauses.
@@ -32,6 +35,8 @@ pub struct WorkerPace {
     pub fault: Duration,
     /// Between two looks at what is to be made anew.
     pub rebuild_idle: Duration,
+    /// Between two looks at what deleted projects left behind.
+    pub erase_idle: Duration,
     /// How long what was borrowed is out of others' reach, if that is more than the time for two requests.
     pub lease: Duration,
 }
@@ -43,6 +48,7 @@ impl Default for WorkerPace {
             idle_longest: Duration::from_secs(5),
             fault: Duration::from_secs(2),
             rebuild_idle: Duration::from_secs(5),
+            erase_idle: Duration::from_secs(5),
             lease: Duration::from_secs(60),
         }
     }
@@ -52,11 +58,13 @@ impl Default for WorkerPace {
 pub fn start(app: App, pace: WorkerPace) -> JoinHandle<()> {
     tokio::spawn(async move {
         let text = watched(app.clone(), "text", move |app| rebuild(app, Derived::Text, pace));
-        let Some(embedder) = app.embedder.clone() else {
-            return text.await;
+        let erasing = watched(app.clone(), "erasing", move |app| erase(app, pace));
+        let vectors = async {
+            if let Some(embedder) = app.embedder.clone() {
+                embeddings(app.clone(), embedder, pace).await;
+            }
         };
-        let vectors = embeddings(app.clone(), embedder, pace);
-        tokio::join!(text, vectors);
+        tokio::join!(text, erasing, vectors);
     })
 }
 

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use crate::SqliteStore;
 use crate::derived::{Brought, insert_derived};
 use crate::embeddings::jobs::Job;
-use crate::messages::{SEQ_END, insert_message, message_columns, message_no, message_row, plus_tokens};
+use crate::messages::{SEQ_END, insert_message, message_columns, message_no, message_row, plus_tokens, stored_bytes};
 use crate::search::index::{Home, analysed};
 use crate::sessions::{SessionRow, insert_session, session_columns, session_row};
 use crate::writer::{Failure, Kind, WriteConnection};
@@ -30,7 +30,7 @@ const SELECT_BY_EXTERNAL_ID: &str = concat!(
 );
 const UPDATE_SESSION_IMPORTED: &str = "update sessions
     set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6, updated_hour = ?7,
-        active_hour = ?8
+        active_hour = ?8, stored_bytes = stored_bytes + ?9
     where session_no = ?1";
 const SELECT_SEAM: &str = "select role, content, version, deleted_at from messages where message_no = ?1";
 const EXPORT_SESSIONS: &str = concat!(
@@ -173,7 +173,7 @@ fn import(
                 fresh.metadata = RawJson::empty_object();
             }
             (fresh.last_seq, fresh.message_count, fresh.token_count) = (0, 0, None);
-            SessionRow { session_no: insert_session(connection, &fresh)?, session: fresh }
+            SessionRow { session_no: insert_session(connection, &scope.quotas, &fresh)?, session: fresh }
         }
     };
     let continues = messages.iter().any(|message| message.seq > stored.last_seq);
@@ -205,9 +205,13 @@ fn import(
         }
         fresh.push((message, lexemes));
     }
+    let live = || fresh.iter().map(|(message, _)| message).filter(|message| message.deleted_at.is_none());
+    if live().next().is_some() {
+        scope.quotas.check_messages(u64::try_from(stored.message_count).unwrap_or_default())?;
+    }
     insert_messages(connection, session_no, &fresh, &embeddings, embed)?;
     if !fresh.is_empty() {
-        save_counters(connection, session_no, &stored)?;
+        save_counters(connection, session_no, &stored, live().map(stored_bytes).sum())?;
     }
     Ok(Imported { session: is_new, messages: fresh.len() as u64 })
 }
@@ -267,7 +271,7 @@ fn count(session: &mut Session, message: &Message, keeps_times: bool) {
     }
 }
 
-fn save_counters(connection: &Connection, session_no: i64, session: &Session) -> rusqlite::Result<()> {
+fn save_counters(connection: &Connection, session_no: i64, session: &Session, bytes: i64) -> rusqlite::Result<()> {
     use chatstore_core::sessions::SessionSort::LastMessageAt;
     let saved = connection.prepare_cached(UPDATE_SESSION_IMPORTED)?.execute(params![
         session_no,
@@ -278,6 +282,7 @@ fn save_counters(connection: &Connection, session_no: i64, session: &Session) ->
         session.last_message_at.map(|at| at.as_micros()),
         session.updated_at.hour(),
         session.sorted_by(LastMessageAt).hour(),
+        bytes,
     ]);
     saved.map(drop)
 }

@@ -2,6 +2,7 @@
 
 use chatstore_core::clock::Timestamp;
 use chatstore_core::json::RawJson;
+use chatstore_core::store::StoreError;
 use rusqlite::Row;
 use rusqlite::types::Type;
 use uuid::Uuid;
@@ -37,6 +38,16 @@ pub(crate) fn json_column(row: &Row<'_>, column: usize) -> rusqlite::Result<RawJ
 /// JSON that may be absent.
 pub(crate) fn json_column_opt(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<RawJson>> {
     row.get::<_, Option<String>>(column)?.map(|text| json(column, text)).transpose()
+}
+
+/// Settings, which `parse` reads: those that cannot be read must not count as none.
+pub(crate) fn settings_column<T>(
+    row: &Row<'_>,
+    column: usize,
+    parse: fn(&str) -> Result<T, StoreError>,
+) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    parse(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
 }
 
 fn json(column: usize, text: String) -> rusqlite::Result<RawJson> {

@@ -146,7 +146,7 @@ impl EmbeddingStore for SqliteStore {
 
 impl SqliteStore {
     /// The answer of a statement that tells whether there is something.
-    async fn exists(&self, sql: &'static str, param: Option<i64>) -> Result<bool, StoreError> {
+    pub(crate) async fn exists(&self, sql: &'static str, param: Option<i64>) -> Result<bool, StoreError> {
         let exists = |row: &Row<'_>| row.get(0);
         let found = self.readers.read(move |reader| reader.query_row(sql, params_from_iter(param), exists)).await?;
         Ok(found.unwrap_or_default())

@@ -163,6 +163,14 @@ pub(crate) mod tests {
         connection::open_writer(&path, Synchronous::Full).unwrap()
     }
 
+    /// How SQLite runs a statement, step by step.
+    pub(crate) fn plan(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
+        let mut statement = connection.prepare(&format!("explain query plan {sql}")).unwrap();
+        let nulls = vec![rusqlite::types::Value::Null; statement.parameter_count()];
+        let steps = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get(3)).unwrap();
+        steps.collect::<Result<_, _>>().unwrap()
+    }
+
     fn derived_statements() -> Vec<&'static str> {
         let embeddings = [
             embeddings::STATEMENTS,
@@ -181,7 +189,10 @@ pub(crate) mod tests {
             messages::STATEMENTS,
             messages::append::STATEMENTS,
             api_keys::STATEMENTS,
+            api_keys::WALKING_STATEMENTS,
             projects::STATEMENTS,
+            projects::WALKING_STATEMENTS,
+            audit::STATEMENTS,
             archive::STATEMENTS,
             embeddings::SORTING_STATEMENTS,
             embeddings::source::SMALL_STATEMENTS,
@@ -203,23 +214,18 @@ pub(crate) mod tests {
             messages::STATEMENTS,
             messages::append::STATEMENTS,
             api_keys::STATEMENTS,
+            projects::STATEMENTS,
+            audit::STATEMENTS,
             archive::STATEMENTS,
             sessions::STATEMENTS,
             &derived_statements(),
         ]
         .concat()
         {
-            if sql.contains("from api_keys k")
-                || sql.contains("select exists (select 1 from api_keys)")
-                || sql.contains("session_erasures e")
-            {
+            if sql.contains("session_erasures e") {
                 continue;
             }
-            let mut statement = connection.prepare(&format!("explain query plan {sql}")).unwrap();
-            let nulls = vec![rusqlite::types::Value::Null; statement.parameter_count()];
-            let plan = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
-            for step in plan {
-                let step = step.unwrap();
+            for step in plan(&connection, sql) {
                 let scans = step.contains("SCAN")
                     && step != "SCAN CONSTANT ROW"
                     && !step.starts_with("SCAN (subquery")

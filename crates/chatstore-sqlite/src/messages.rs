@@ -69,7 +69,8 @@ const DELETE_MESSAGE: &str = "update messages
 const SELECT_SESSION_TOUCHED: &str =
     "select message_count, token_count, updated_at from sessions where session_no = ?1";
 const UPDATE_SESSION_TOUCHED: &str =
-    "update sessions set message_count = ?2, token_count = ?3, updated_at = ?4 where session_no = ?1";
+    "update sessions set message_count = ?2, token_count = ?3, updated_at = ?4, stored_bytes = stored_bytes + ?5
+    where session_no = ?1";
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -176,7 +177,7 @@ impl MessageStore for SqliteStore {
             .write(Kind::Plain, bytes, move |connection| {
                 let mut message = find_message(connection, &scope, message_id)?;
                 expected.check(message.version)?;
-                let before = message.token_count;
+                let mut moved = Moved::before(&message);
                 let (content, embed) = (message.content.clone(), patch.embed);
                 if patch.apply(&mut message, now)? {
                     let row = row_number(connection, message_id)?;
@@ -192,7 +193,8 @@ impl MessageStore for SqliteStore {
                         message.version,
                         message.updated_at.as_micros(),
                     ])?;
-                    touch_session(connection, row >> 32, 0, before, message.token_count, now)?;
+                    moved.after(&message);
+                    touch_session(connection, row >> 32, moved, now)?;
                     if message.content != content {
                         if has_payload || Home::of(&message).bucket != home.bucket {
                             lexemes = Home::of(&message).lexemes(&message.content);
@@ -226,7 +228,7 @@ impl MessageStore for SqliteStore {
                     message.version.saturating_add(1),
                     at
                 ])?;
-                touch_session(connection, row >> 32, -1, message.token_count, None, now)?;
+                touch_session(connection, row >> 32, Moved::before(&message), now)?;
                 Ok(message)
             })
             .await
@@ -268,26 +270,49 @@ pub(crate) fn find_message(connection: &Connection, scope: &Scope, message_id: M
     Ok(message.ok_or(StoreError::NotFound)?)
 }
 
-/// Moves a session's counters after a message of it was changed or deleted.
-fn touch_session(
-    connection: &Connection,
-    session_no: i64,
+/// Bytes of a message that its session counts.
+pub(crate) fn stored_bytes(message: &Message) -> i64 {
+    let json = [Some(&message.metadata), message.payload.as_ref(), message.context.as_ref()];
+    let bytes = message.content.len() + json.into_iter().flatten().map(RawJson::bytes).sum::<usize>();
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// What a change of a message takes from its session's counters, and what it adds.
+struct Moved {
     messages: i64,
+    bytes: i64,
     tokens_before: Option<i64>,
     tokens_after: Option<i64>,
-    now: Timestamp,
-) -> rusqlite::Result<()> {
+}
+
+impl Moved {
+    /// Takes away what the message was; without more, it is deleted.
+    fn before(message: &Message) -> Self {
+        Self { messages: -1, bytes: -stored_bytes(message), tokens_before: message.token_count, tokens_after: None }
+    }
+
+    /// Adds what it is now.
+    fn after(&mut self, message: &Message) {
+        self.messages += 1;
+        self.bytes += stored_bytes(message);
+        self.tokens_after = message.token_count;
+    }
+}
+
+/// Moves a session's counters after a message of it was changed or deleted.
+fn touch_session(connection: &Connection, session_no: i64, moved: Moved, now: Timestamp) -> rusqlite::Result<()> {
     let map = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, time_column(row, 2)?));
     let (count, tokens, updated_at) =
         connection.prepare_cached(SELECT_SESSION_TOUCHED)?.query_row(params![session_no], map)?;
-    let tokens = plus_tokens(tokens, tokens_before.map(|tokens| -tokens));
-    let tokens = plus_tokens(tokens, tokens_after);
+    let tokens = plus_tokens(tokens, moved.tokens_before.map(|tokens| -tokens));
+    let tokens = plus_tokens(tokens, moved.tokens_after);
     let updated_at = now.max(updated_at);
     connection.prepare_cached(UPDATE_SESSION_TOUCHED)?.execute(params![
         session_no,
-        count + messages,
+        count + moved.messages,
         tokens,
-        updated_at.as_micros()
+        updated_at.as_micros(),
+        moved.bytes,
     ])?;
     note_hour(connection, session_no, updated_at)
 }

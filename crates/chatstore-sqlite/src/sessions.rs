@@ -12,22 +12,26 @@ use chatstore_core::page::{Page, PageRequest, SessionPosition};
 use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
 };
-use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
+use chatstore_core::store::{ExpectedVersion, Quotas, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use crate::SqliteStore;
-use crate::columns::{id_column, json_column, time_column, time_column_opt};
+use crate::columns::{count_column, id_column, json_column, time_column, time_column_opt};
 use crate::derived::delete_derived;
 use crate::embeddings::jobs::delete_jobs;
 use crate::messages::{SEQ_END, message_no};
 use crate::search::index::Home;
 use crate::writer::{Failure, Kind, WriteConnection};
 
+/// Nothing is stored in a project that is deleted: nobody would erase it.
 const INSERT_SESSION: &str = "insert into sessions
     (session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
      token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from)
-    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+    select ?1, p.project_id, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18
+    from projects p where p.project_id = ?2 and p.deleted_at is null";
+const COUNT_SESSIONS_OF_USER: &str = "select count(*) from (
+    select 1 from sessions where project_id = ?1 and user_id = ?2 and deleted_at is null limit ?3)";
 const SELECT_SESSION: &str = concat!(
     "select ",
     session_columns!(),
@@ -38,8 +42,8 @@ const UPDATE_SESSION: &str = "update sessions
     set session_name = ?2, is_favorite = ?3, metadata = ?4, version = ?5, updated_at = ?6 where session_no = ?1";
 const UPDATE_UPDATED_HOUR: &str = "update sessions set updated_hour = ?2 where session_no = ?1 and updated_hour <> ?2";
 const DELETE_SESSION: &str = "update sessions
-    set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, version = ?2,
-        updated_at = ?3, deleted_at = ?3
+    set session_name = '', metadata = '{}', message_count = 0, token_count = token_count * 0, stored_bytes = 0,
+        version = ?2, updated_at = ?3, deleted_at = ?3
     where session_no = ?1";
 const INSERT_METADATA: &str =
     "insert into session_metadata (project_id, key, value, session_no) values (?1, ?2, ?3, ?4)";
@@ -66,6 +70,7 @@ const ERASE_CONTENT_BYTES_BATCH: i64 = 8 << 10;
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
     INSERT_SESSION,
+    COUNT_SESSIONS_OF_USER,
     SELECT_SESSION,
     UPDATE_SESSION,
     UPDATE_UPDATED_HOUR,
@@ -98,9 +103,10 @@ impl SessionStore for SqliteStore {
             let detail = "is another than the caller speaks for".to_owned();
             return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
         }
+        let quotas = scope.quotas;
         self.writer
             .write(Kind::Plain, session.bytes(), move |connection| {
-                insert_session(connection, &session)?;
+                insert_session(connection, &quotas, &session)?;
                 Ok(session)
             })
             .await
@@ -188,18 +194,10 @@ impl SessionStore for SqliteStore {
         let scope = scope.clone();
         self.writer
             .write(Kind::Delete, 0, move |connection| {
-                let SessionRow { session_no, session } = find_session(connection, &scope, session_id)?;
-                expected.check(session.version)?;
-                let at = now.max(session.updated_at).as_micros();
-                connection.prepare_cached(DELETE_SESSION)?.execute(params![
-                    session_no,
-                    session.version.saturating_add(1),
-                    at
-                ])?;
-                drop_metadata(connection, session_no, &session, &session.metadata)?;
-                delete_jobs(connection, message_no(session_no, 0), message_no(session_no, SEQ_END))?;
-                connection.prepare_cached(INSERT_ERASURE)?.execute(params![session_no])?;
-                Ok(session)
+                let row = find_session(connection, &scope, session_id)?;
+                expected.check(row.session.version)?;
+                delete(connection, &row, now)?;
+                Ok(row.session)
             })
             .await
     }
@@ -216,9 +214,20 @@ pub(crate) fn find_session(
     Ok(row.ok_or(StoreError::NotFound)?)
 }
 
+/// Leaves a tombstone of a live session, and its messages to be erased.
+pub(crate) fn delete(connection: &WriteConnection, row: &SessionRow, now: Timestamp) -> rusqlite::Result<()> {
+    let SessionRow { session_no, session } = row;
+    let at = now.max(session.updated_at).as_micros();
+    let params = params![session_no, session.version.saturating_add(1), at];
+    connection.prepare_cached(DELETE_SESSION)?.execute(params)?;
+    drop_metadata(connection, *session_no, session, &session.metadata)?;
+    delete_jobs(connection, message_no(*session_no, 0), message_no(*session_no, SEQ_END))?;
+    connection.prepare_cached(INSERT_ERASURE)?.execute(params![session_no]).map(drop)
+}
+
 /// Stores a session as it is and returns its number.
-pub(crate) fn insert_session(connection: &Connection, session: &Session) -> Result<i64, Failure> {
-    connection.prepare_cached(INSERT_SESSION)?.execute(params![
+pub(crate) fn insert_session(connection: &Connection, quotas: &Quotas, session: &Session) -> Result<i64, Failure> {
+    let inserted = connection.prepare_cached(INSERT_SESSION)?.execute(params![
         session.session_id.as_bytes(),
         session.project_id.as_bytes(),
         session.user_id,
@@ -238,11 +247,27 @@ pub(crate) fn insert_session(connection: &Connection, session: &Session) -> Resu
         session.deleted_at.map(Timestamp::as_micros),
         session.forked_from.as_ref().map(SessionId::as_bytes),
     ])?;
+    if inserted == 0 {
+        return Err(StoreError::NotFound.into());
+    }
     let session_no = connection.last_insert_rowid();
     if session.deleted_at.is_none() {
+        check_quota(connection, quotas, session)?;
         insert_metadata(connection, session_no, session)?;
     }
     Ok(session_no)
+}
+
+/// Refuses a session, stored just now, that is one too many for its user.
+fn check_quota(connection: &Connection, quotas: &Quotas, session: &Session) -> Result<(), Failure> {
+    let (Some(max), Some(user_id)) = (quotas.sessions_per_user, &session.user_id) else {
+        return Ok(());
+    };
+    // One too many is enough to be counted.
+    let enough = i64::try_from(max.saturating_add(1)).unwrap_or(i64::MAX);
+    let params = params![session.project_id.as_bytes(), user_id, enough];
+    let count = connection.prepare_cached(COUNT_SESSIONS_OF_USER)?.query_row(params, |row| count_column(row, 0))?;
+    Ok(quotas.check_sessions(count)?)
 }
 
 fn insert_metadata(connection: &Connection, session_no: i64, session: &Session) -> rusqlite::Result<()> {

@@ -262,10 +262,11 @@ async fn a_key_made_by_another_process_is_seen_at_once() {
         values ('abcdefghijkl', ?1, 'made elsewhere', zeroblob(32), 'read,write', 0)";
     let outsider = engine.outsider();
     outsider.execute(insert, params![ProjectId::DEFAULT.as_bytes()]).unwrap();
-    let key = engine.store.get_api_key("abcdefghijkl").await.unwrap().unwrap();
+    let (key, project) = engine.store.get_api_key("abcdefghijkl").await.unwrap().unwrap();
+    assert_eq!(project.project_id, ProjectId::DEFAULT);
     assert_eq!((key.name.as_str(), key.scopes.to_string().as_str()), ("made elsewhere", "read,write"));
     outsider.execute("update api_keys set revoked_at = 1", ()).unwrap();
-    assert!(engine.store.get_api_key("abcdefghijkl").await.unwrap().unwrap().revoked_at.is_some());
+    assert!(engine.store.get_api_key("abcdefghijkl").await.unwrap().unwrap().0.revoked_at.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -501,7 +501,7 @@ async fn a_file_of_the_first_schema_becomes_searchable_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chatstore.db");
     make_old(&path, 3, 700);
-    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["search"]);
+    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["search", "access"]);
     let store = SqliteStore::open(&options(&path)).unwrap();
     let (project, ada) = (Scope::project(ProjectId::DEFAULT), Scope::user(ProjectId::DEFAULT, "ada"));
     let search = async |text: &str| {

@@ -6,7 +6,8 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::limits::{KEY_RANGES_MAX, ROTATION_GRACE_SECONDS_MAX};
 use chatstore_core::rates::{ClassRates, RATES_ACCEPTED, Rates};
 use chatstore_core::store::Quotas;
-use chatstore_server::config::{QUOTA_MAX, parse_address_range, parse_origin};
+use chatstore_server::auth::parse_address_range;
+use chatstore_server::config::{QUOTA_MAX, parse_origin};
 use clap::Args;
 
 /// Takes away what was set before.
@@ -108,7 +109,9 @@ impl LimitArgs {
             is_said = true;
             *rates = match text.as_str() {
                 NONE => None,
-                text => Some(Rates::parse(text).with_context(|| format!("{flag} must be {RATES_ACCEPTED}; or off or none"))?),
+                text => Some(
+                    Rates::parse(text).with_context(|| format!("{flag} must be {RATES_ACCEPTED}; or off or none"))?,
+                ),
             };
         }
         Ok(is_said.then_some(before))
@@ -173,7 +176,9 @@ impl PlaceArgs {
 
     /// The ranges of addresses, if any are said.
     pub(crate) fn addresses(&self) -> anyhow::Result<Option<Vec<String>>> {
-        places("--address", &self.addresses, "an IP address, or a range such as 203.0.113.0/24", parse_address_range)
+        places("--address", &self.addresses, "an IP address, or a range such as 203.0.113.0/24", |text| {
+            parse_address_range(text).map(|range| range.trunc().to_string())
+        })
     }
 }
 

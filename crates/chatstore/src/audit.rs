@@ -3,9 +3,11 @@
 mod export;
 
 use anyhow::Context as _;
+use chatstore_core::api_keys::ApiKey;
 use chatstore_core::audit::{Actor, AuditEvent};
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
+use chatstore_core::projects::Project;
 use chatstore_core::store::Store;
 
 pub(crate) use export::{AuditAction, audit};
@@ -13,9 +15,21 @@ pub(crate) use export::{AuditAction, audit};
 /// What a command does it to.
 pub(crate) struct Deed {
     /// The project it concerns; the default one as long as no other is known.
-    pub(crate) project_id: ProjectId,
+    project_id: ProjectId,
     /// The id of what it is done to.
-    pub(crate) target_id: Option<String>,
+    target_id: Option<String>,
+}
+
+impl Deed {
+    /// It is done to a project.
+    pub(crate) fn concerns(&mut self, project: &Project) {
+        *self = Self { project_id: project.project_id, target_id: Some(project.project_id.to_string()) };
+    }
+
+    /// It is done to a key.
+    pub(crate) fn concerns_key(&mut self, key: &ApiKey) {
+        *self = Self { project_id: key.project_id, target_id: Some(key.key_id.clone()) };
+    }
 }
 
 /// Does something that rules or destroys, and notes in the audit log what came of it. `work` says whom it concerns as

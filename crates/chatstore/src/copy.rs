@@ -1,11 +1,11 @@
 //! `chatstore copy`: everything one database holds into another, whatever their engines.
 //!
-//! `projects` copies what stands above tenants, `sessions` the conversations, `verify` compares
+//! `projects` copies what stands above tenants, `events` the audit log, `sessions` the conversations, `verify` compares
 //! both ends, `pages` reads either; all of them know the store's contract alone.
 
+mod events;
 mod meter;
 mod pages;
-mod patience;
 mod projects;
 mod sessions;
 mod verify;
@@ -136,6 +136,7 @@ async fn run(ends: &Ends, verify_only: bool, quiet: bool) -> anyhow::Result<Exit
         let meter = Arc::new(Meter::new("copied", quiet));
         let copied = async {
             missing.create(ends).await?;
+            events::copy(ends).await?;
             sessions::copy(ends, &meter).await
         };
         let known = copied

@@ -17,6 +17,7 @@ use indicatif::HumanCount;
 
 use crate::engine;
 use crate::import::progress::{Progress, counted, rate, seconds};
+use crate::projects;
 use crate::settings::StoreSettings;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -57,9 +58,7 @@ pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<()> {
 }
 
 async fn run(store: &dyn Store, project: &str, file: Option<&Path>) -> anyhow::Result<()> {
-    let Some(found) = store.get_project(project).await? else {
-        bail!("there is no project named `{project}`");
-    };
+    let found = projects::find(store, project).await?;
     let out = Output::open(file)?;
     let mut export = Export::new(store, Scope::project(found.project_id), out);
     let written = export.write_all().await;

@@ -1,6 +1,8 @@
 //! The binary: `serve` and the tools around it.
 
 mod agent;
+mod arguments;
+mod audit;
 mod copy;
 mod engine;
 mod export;
@@ -8,10 +10,13 @@ mod health;
 mod import;
 mod keys;
 mod maintenance;
+mod pages;
+mod patience;
 mod projects;
 mod reindex;
 mod serve;
 mod settings;
+mod tables;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,10 +47,20 @@ enum Command {
         #[command(subcommand)]
         action: maintenance::MigrateAction,
     },
-    /// Make, list and revoke API keys; works beside a running server.
+    /// Make, change, rotate and revoke API keys; works beside a running server.
     Keys {
         #[command(subcommand)]
         action: keys::KeysAction,
+    },
+    /// Make, change and delete projects; works beside a running server.
+    Projects {
+        #[command(subcommand)]
+        action: projects::ProjectsAction,
+    },
+    /// Read the audit log; works beside a running server.
+    Audit {
+        #[command(subcommand)]
+        action: audit::AuditAction,
     },
     /// List every setting with its value and where that came from; secrets are not shown.
     Config(ServeSettings),
@@ -92,6 +107,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(settings) => serve::serve(&settings)?,
         Command::Migrate { action } => maintenance::migrate(action)?,
         Command::Keys { action } => keys::keys(action)?,
+        Command::Projects { action } => projects::projects(action)?,
+        Command::Audit { action } => audit::audit(action)?,
         Command::Config(settings) => maintenance::print_config(&settings)?,
         Command::Import(args) => return import::import(args),
         Command::Export(args) => export::export(args)?,

@@ -8,6 +8,7 @@ use chatstore_core::store::{Store, StoreError};
 use clap::Args;
 use indicatif::HumanCount;
 
+use crate::audit::audited;
 use crate::engine;
 use crate::import::progress::{Progress, counted, rate, seconds};
 use crate::settings::StoreSettings;
@@ -36,7 +37,7 @@ pub(crate) async fn reindex(args: ReindexArgs) -> anyhow::Result<()> {
     let open = engine::open_existing(&config, &ctx).await?;
     let store = open.store.as_ref();
     let is_all = args.text == args.embeddings;
-    let result = async {
+    let result = audited(store, &ctx, "reindex", async |_| {
         if args.text || is_all {
             let (messages, progress) = walk(store, Derived::Text).await?;
             tell(&progress, messages, "Made the index of words anew");
@@ -45,8 +46,8 @@ pub(crate) async fn reindex(args: ReindexArgs) -> anyhow::Result<()> {
             embeddings(store).await?;
             engine::build_vector_indexes(&config, |sentence| eprintln!("Indexes of vectors: {sentence}.")).await?;
         }
-        anyhow::Ok(())
-    };
+        Ok(())
+    });
     let result = result.await;
     open.store.close().await;
     result

@@ -10,8 +10,10 @@ use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::store::Store;
+use chatstore_server::access::AccessSettings;
 use chatstore_server::app::{App, RequestLimits};
-use chatstore_server::config::{Config, Secret};
+use chatstore_server::auth::last_used;
+use chatstore_server::config::Config;
 use chatstore_server::embedder::Embedder;
 use chatstore_server::listener::{self, ListenAddr, Listener, ListenerLimits};
 use chatstore_server::worker::{self, WorkerPace};
@@ -19,6 +21,7 @@ use chatstore_server::{router, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::audited;
 use crate::engine::{self, OpenStore};
 use crate::settings::ServeSettings;
 
@@ -69,27 +72,21 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         () = shutdown.cancelled() => return Ok(()),
     };
     let OpenStore { store, lock, shown } = opened;
-    let root_key = match config.api_key.as_ref().map(Secret::expose) {
-        Some(key) if is_stored(store.as_ref(), key).await? => {
-            tracing::warn!("API_KEY holds a stored key: its own scopes, user and expiry count, not all scopes");
-            None
-        }
-        root_key => root_key,
-    };
+    let access = access(config, store.as_ref()).await?;
+    let has_root_key = access.api_key.is_some();
     let limits = RequestLimits::from(config);
-    let app = App::new(store.clone(), ctx.clone(), root_key, limits, shutdown.clone()).await?;
+    let app = App::new(store.clone(), ctx.clone(), access, limits, shutdown.clone()).await?;
     let app = app.with_embeddings(embedder, config.default_dimensions.map(usize::from));
-    let first_key = match root_key {
-        Some(_) => None,
-        None => make_first_key(&app).await?,
-    };
+    let first_key = if has_root_key { None } else { make_first_key(&app).await? };
     tracing::info!(url, database = shown, version = env!("CARGO_PKG_VERSION"), "listening");
-    greet(&url, &shown, root_key.is_some(), first_key.as_ref());
+    greet(&url, &shown, has_root_key, first_key.as_ref());
     let limits = listener_limits(config);
     let worker = worker::start(app.clone(), WorkerPace::default());
+    let last_uses = last_used::start(app.clone(), last_used::FLUSH_PAUSE);
     listener::serve(listener, router::router(app), limits, shutdown).await;
-    // It was told to stop at the same time as the listener: most often it has ended long ago.
-    if tokio::time::timeout(WORKER_TIMEOUT, worker).await.is_err() {
+    // They were told to stop at the same time as the listener: most often they have ended long ago.
+    let background = async { tokio::join!(worker, last_uses) };
+    if tokio::time::timeout(WORKER_TIMEOUT, background).await.is_err() {
         tracing::warn!("the background work took too long to end; the next start makes up for it");
     }
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await;
@@ -152,6 +149,18 @@ fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Who may do what. A stored key in `API_KEY` counts as what it is.
+async fn access(config: &Config, store: &dyn Store) -> anyhow::Result<AccessSettings> {
+    let mut access = AccessSettings::from(config);
+    if let Some(key) = &access.api_key
+        && is_stored(store, key.expose()).await?
+    {
+        tracing::warn!("API_KEY holds a stored key: its own scopes, user and expiry count, not all scopes");
+        access.api_key = None;
+    }
+    Ok(access)
+}
+
 /// Whether a key made by `keys create` was put into `API_KEY`: it must not outlive its revocation there.
 async fn is_stored(store: &dyn Store, key: &str) -> anyhow::Result<bool> {
     let Some(presented) = PresentedKey::parse(key) else { return Ok(false) };
@@ -161,19 +170,15 @@ async fn is_stored(store: &dyn Store, key: &str) -> anyhow::Result<bool> {
 /// Makes a key with all scopes if there has never been one.
 async fn make_first_key(app: &App) -> anyhow::Result<Option<PresentedKey>> {
     let key = PresentedKey::generate(&app.ctx);
-    let stored = ApiKey {
-        key_id: key.key_id().to_owned(),
-        project_id: ProjectId::DEFAULT,
-        name: "first key".to_owned(),
-        digest: key.digest(),
-        scopes: KeyScopes::all(),
-        user_id: None,
-        created_at: app.ctx.now(),
-        expires_at: None,
-        revoked_at: None,
-    };
-    let made = app.store.create_first_api_key(stored).await?;
-    Ok(made.then_some(key))
+    let stored = ApiKey::new(&key, ProjectId::DEFAULT, "first key", KeyScopes::all(), app.ctx.now());
+    if !app.store.create_first_api_key(stored.clone()).await? {
+        return Ok(None);
+    }
+    audited(app.store.as_ref(), &app.ctx, "serve", async |deed| {
+        deed.concerns_key(&stored);
+        Ok(Some(key))
+    })
+    .await
 }
 
 /// The address as this host reaches it.

@@ -9,15 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chatstore_core::api_keys::{ApiKey, PresentedKey};
+use chatstore_core::api_keys::{ApiKey, ApiKeyPatch, Authority, KeyScopes, PresentedKey};
+use chatstore_core::audit::{Actor, AuditEvent, AuditQuery};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::embeddings::Embedding;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::messages::{Message, MessagePatch, MessageQuery};
-use chatstore_core::page::{Order, PageRequest};
-use chatstore_core::projects::Project;
+use chatstore_core::page::{Order, PageRequest, PageStart};
+use chatstore_core::projects::{Project, ProjectPatch};
 use chatstore_core::sessions::{Session, SessionQuery};
-use chatstore_core::store::{Scope, Store};
+use chatstore_core::store::{Quotas, Scope, Store};
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{PostgresOptions, PostgresStore};
 use chatstore_sqlite::{SqliteOptions, SqliteStore, Synchronous};
@@ -80,11 +81,17 @@ impl Database {
     }
 }
 
+/// A page of everything.
+fn whole<P>() -> PageRequest<P> {
+    PageRequest { limit: 100, ..PageRequest::default() }
+}
+
 /// All that a store holds, as the contract shows it.
 #[derive(Debug, PartialEq)]
 struct Contents {
     projects: Vec<Project>,
-    keys: Vec<(String, [u8; 32])>,
+    keys: Vec<(String, [Option<[u8; 32]>; 2])>,
+    events: Vec<AuditEvent>,
     sessions: Vec<(Session, Vec<Message>)>,
     embeddings: Vec<Embedding>,
 }
@@ -92,13 +99,24 @@ struct Contents {
 impl Contents {
     async fn of(database: &Database) -> Self {
         let store = database.open().await;
-        let mut projects = store.list_projects().await.unwrap();
+        let mut projects = store.list_projects(&whole()).await.unwrap().items;
         // Each database has the date of its own making.
         let default = projects.iter_mut().find(|project| project.project_id == ProjectId::DEFAULT).unwrap();
-        default.created_at = Timestamp::from_micros(0).unwrap();
+        (default.created_at, default.updated_at) =
+            (Timestamp::from_micros(0).unwrap(), Timestamp::from_micros(0).unwrap());
         projects.sort_by_key(|project| project.project_id);
-        let keys = store.list_api_keys().await.unwrap();
-        let keys = keys.iter().map(|(key, project)| (format!("{key:?} {project}"), *key.digest.as_bytes())).collect();
+        let keys = store.list_api_keys(None, &whole()).await.unwrap().items;
+        let digests = |key: &ApiKey| {
+            [Some(key.digest), key.previous.map(|previous| previous.digest)].map(|digest| digest.map(|it| *it.as_bytes()))
+        };
+        let keys = keys.iter().map(|(key, project)| (format!("{key:?} {project}"), digests(key))).collect();
+        let (mut events, mut next) = (Vec::new(), Some(PageStart::Offset(0)));
+        while let Some(start) = next {
+            let page = PageRequest { limit: 100, start };
+            let page = store.list_audit_events(&AuditQuery::default(), &page).await.unwrap();
+            events.extend(page.items);
+            next = page.next.map(PageStart::After);
+        }
         let (mut sessions, mut embeddings) = (Vec::new(), Vec::new());
         for project in &projects {
             let scope = Scope::project(project.project_id);
@@ -118,7 +136,7 @@ impl Contents {
             }
         }
         store.close().await;
-        Self { projects, keys, sessions, embeddings }
+        Self { projects, keys, events, sessions, embeddings }
     }
 
     fn vectors(&self) -> usize {
@@ -134,6 +152,7 @@ impl Contents {
     fn assert_equals(&self, other: &Self) {
         assert_eq!(self.projects, other.projects);
         assert_eq!(self.keys, other.keys);
+        assert_eq!(self.events, other.events);
         assert_eq!(self.embeddings, other.embeddings);
         assert_eq!(self.sessions.len(), other.sessions.len());
         for ((session, messages), (other, others)) in self.sessions.iter().zip(&other.sessions) {
@@ -226,9 +245,10 @@ async fn every_state_moves(route: &[Engine]) {
         assert_eq!(source[1..], target[1..]);
         let commas = |number: usize| indicatif::HumanCount(number as u64).to_string();
         let [projects, keys] = [expected.projects.len(), expected.keys.len()];
-        let counted = [projects, keys, expected.sessions.len(), expected.messages(), expected.vectors()];
-        assert_eq!(source[1..6], counted.map(commas));
-        sums.push(source[6].clone());
+        assert_eq!(expected.events.len(), 3 * zoo::EVENTS_EACH);
+        let counted = [projects, keys, expected.events.len(), expected.sessions.len(), expected.messages(), expected.vectors()];
+        assert_eq!(source[1..7], counted.map(commas));
+        sums.push(source[7].clone());
         // What is there is passed over.
         assert_eq!(counts(&copy(&from, &to, &[]).ok()), [0, 0, sessions]);
         from = to;
@@ -431,7 +451,7 @@ async fn named(engine: Engine, change: impl AsyncFnOnce(&Keeper, &[(Session, Vec
     assert!(said.iter().any(|line| line.starts_with(&expected)), "{expected} in {said:?}");
     assert!(said.len() <= 2, "{said:?}");
     let [source, target] = table(&finished);
-    assert_ne!(source[6], target[6], "{expected}");
+    assert_ne!(source[7], target[7], "{expected}");
     // It only looked.
     Contents::of(&to).await.assert_equals(&changed);
 }
@@ -477,6 +497,16 @@ async fn every_change_is_named(engine: Engine) {
     .await;
     named(engine, async |keeper, _| format!("API key {} is only at the target", keeper.key(|_| {}).await.key_id)).await;
     named(engine, async |keeper, _| {
+        let event_id = keeper.event(ProjectId::DEFAULT, Actor::Command).await;
+        format!("audit event {event_id} is only at the target")
+    })
+    .await;
+    named(engine, async |keeper, _| {
+        keeper.new_token_secret(ProjectId::DEFAULT).await;
+        format!("project {} differs", ProjectId::DEFAULT)
+    })
+    .await;
+    named(engine, async |keeper, _| {
         format!("project {} is only at the target", keeper.project("third", keeper.ctx.now()).await.project_id)
     })
     .await;
@@ -504,7 +534,7 @@ async fn the_comparison_reads_what_is_stored() {
         let finished = copy(&from, &to, &["--verify-only"]);
         assert_eq!(finished.status.code(), Some(if by == 1 { 1 } else { 0 }));
         let [source, target] = table(&finished);
-        assert_eq!(source[6] == target[6], by != 1);
+        assert_eq!(source[7] == target[7], by != 1);
     }
 }
 
@@ -526,11 +556,11 @@ async fn of_a_source_that_went_on_the_rest_follows_and_what_changed_is_named() {
 
     // A revocation follows too: no key that was withdrawn opens the copy.
     let keeper = from.keeper().await;
-    let revoked = keeper.store.revoke_api_key(&key.key_id, keeper.ctx.now()).await.unwrap();
+    let revoked = keeper.store.revoke_api_key(&Authority::host(), &key.key_id, keeper.ctx.now()).await.unwrap();
     keeper.store.close().await;
     copy(&from, &to, &[]).ok();
     let store = to.open().await;
-    assert_eq!(store.get_api_key(&key.key_id).await.unwrap().unwrap().revoked_at, revoked.revoked_at);
+    assert_eq!(store.get_api_key(&key.key_id).await.unwrap().unwrap().0.revoked_at, revoked.revoked_at);
     store.close().await;
 
     let keeper = from.keeper().await;
@@ -541,6 +571,78 @@ async fn of_a_source_that_went_on_the_rest_follows_and_what_changed_is_named() {
     let refusal = copy(&from, &to, &[]).refusal();
     let expected = format!("message {} (1 of session {}) differs", messages[0].message_id, session.session_id);
     assert!(refusal.contains(&expected), "{refusal}");
+}
+
+/// What ruled at the source since it was copied rules the copy, too: no secret that was replaced opens it.
+async fn changes_of_keys_and_projects_follow(engine: Engine) {
+    let (from, to) = (small(Sqlite).await, Database::new(engine).await);
+    let keeper = from.keeper().await;
+    let mut keys = Vec::new();
+    for _ in 0..4 {
+        keys.push(keeper.key(|key| key.user_id = Some("ada".to_owned())).await.key_id);
+    }
+    keeper.store.close().await;
+    copy(&from, &to, &["--quiet"]).ok();
+    for _ in 0..2 {
+        let keeper = from.keeper().await;
+        let (store, ctx, host) = (&keeper.store, &keeper.ctx, Authority::host());
+        let rotate = async |key_id: &str, grace_us: i64| {
+            let digest = PresentedKey::rotate(ctx, key_id).unwrap().digest();
+            let now = ctx.now();
+            store.rotate_api_key(&host, key_id, digest, now.plus_micros(grace_us), now).await.unwrap();
+        };
+        rotate(&keys[0], 3_600_000_000).await;
+        rotate(&keys[1], 0).await;
+        rotate(&keys[2], 3_600_000_000).await;
+        rotate(&keys[2], 3_600_000_000).await;
+        let patch = ApiKeyPatch {
+            name: Some("renamed".to_owned()),
+            scopes: Some(KeyScopes::of_users()),
+            expires_at: Some(Some(ctx.now())),
+            allowed_addresses: Some(vec!["::1/128".to_owned()]),
+            ..ApiKeyPatch::default()
+        };
+        store.update_api_key(&host, &keys[2], patch.clone(), ctx.now()).await.unwrap();
+        store.update_api_key(&host, &keys[3], patch, ctx.now()).await.unwrap();
+        store.revoke_api_key(&host, &keys[3], ctx.now()).await.unwrap();
+        store.note_api_key_uses(vec![(keys[0].clone(), ctx.now())]).await.unwrap();
+        for name in ["default", "other"] {
+            let project_id = store.get_project_by_name(name).await.unwrap().unwrap().project_id;
+            keeper.new_token_secret(project_id).await;
+            let quotas = Quotas { project_bytes: Some(u64::from(ctx.random::<1>()[0])), ..Quotas::default() };
+            let patch = ProjectPatch { quotas: Some(quotas), ..ProjectPatch::default() };
+            store.update_project(project_id, patch, ctx.now()).await.unwrap();
+        }
+        store.close().await;
+        copy(&from, &to, &["--quiet"]).ok();
+        Contents::of(&to).await.assert_equals(&Contents::of(&from).await);
+    }
+    // What was changed at the target is not lost.
+    for change_key in [true, false] {
+        let keeper = to.keeper().await;
+        let now = keeper.ctx.now();
+        if change_key {
+            keeper.store.revoke_api_key(&Authority::host(), &keys[0], now).await.unwrap();
+        } else {
+            let other = keeper.store.get_project_by_name("other").await.unwrap().unwrap().project_id;
+            let patch = ProjectPatch { quotas: Some(Quotas::default()), ..ProjectPatch::default() };
+            keeper.store.update_project(other, patch, now).await.unwrap();
+        }
+        keeper.store.close().await;
+        let refusal = copy(&from, &to, &[]).refusal();
+        let expected = if change_key { &format!("API key {}", keys[0]) } else { "project `other` differs" };
+        assert!(refusal.contains(expected) && refusal.contains("nothing was copied"), "{refusal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_keys_and_projects_follow_their_source() {
+    changes_of_keys_and_projects_follow(Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_keys_and_projects_follow_their_source_in_postgres() {
+    changes_of_keys_and_projects_follow(Postgres).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -572,12 +674,12 @@ async fn what_is_taken_at_the_target_is_named_before_anything_is_written() {
         let (from, to) = (small(Sqlite).await, Database::new(engine).await);
         let contents = Contents::of(&from).await;
         let (source, target) = (from.keeper().await, to.keeper().await);
-        let other = source.store.get_project("other").await.unwrap().unwrap();
+        let other = source.store.get_project_by_name("other").await.unwrap().unwrap();
         let named = target.project("other", target.ctx.now()).await;
         let renamed = source.project("mine", source.ctx.now()).await;
-        let mine = source.store.get_project("mine").await.unwrap().unwrap();
+        let mine = source.store.get_project_by_name("mine").await.unwrap().unwrap();
         target.store.create_project(Project { name: "yours".to_owned(), ..mine }).await.unwrap();
-        let key = source.store.list_api_keys().await.unwrap().remove(0).0;
+        let key = source.store.list_api_keys(None, &whole()).await.unwrap().items.remove(0).0;
         let digest = PresentedKey::generate(&source.ctx).digest();
         target.store.create_api_key(ApiKey { digest, ..key.clone() }).await.unwrap();
         source.store.close().await;

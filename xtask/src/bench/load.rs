@@ -37,6 +37,8 @@ pub(super) struct Load<'a> {
     /// The database behind the server, if it is another process.
     pub(super) database: Option<&'a DatabaseServer>,
     pub(super) requests: Requests,
+    /// The status that answers have; nothing is any of success.
+    pub(super) status: Option<u16>,
     pub(super) connections: usize,
     pub(super) warmup: Duration,
     pub(super) measure: Duration,
@@ -106,10 +108,10 @@ impl Progress {
     }
 
     /// Sends the next request in turn; counts its latency from `due`.
-    async fn send(&self, connection: &mut Connection, requests: &[Vec<u8>], due: Instant) {
+    async fn send(&self, connection: &mut Connection, requests: &[Vec<u8>], status: Option<u16>, due: Instant) {
         let index = self.next.replace(self.next.get() + 1) % requests.len();
         let failure = match connection.exchange(&requests[index]).await {
-            Ok(response) if response.is_success() => {
+            Ok(response) if status.map_or(response.is_success(), |status| response.status == status) => {
                 if self.counts(due) {
                     self.histogram.borrow_mut().record(due.elapsed());
                 }
@@ -179,10 +181,10 @@ pub(super) async fn closed_loop(load: &Load<'_>) -> Result<Run> {
     let progress = Progress::new(None);
     let mut tasks = Vec::new();
     for mut connection in connect_all(load.server.port(), load.connections).await? {
-        let (progress, requests) = (Rc::clone(&progress), Rc::clone(&load.requests));
+        let (progress, requests, status) = (Rc::clone(&progress), Rc::clone(&load.requests), load.status);
         tasks.push(spawn_local(async move {
             while !progress.stopped.get() {
-                progress.send(&mut connection, &requests, Instant::now()).await;
+                progress.send(&mut connection, &requests, status, Instant::now()).await;
             }
         }));
     }
@@ -202,11 +204,12 @@ pub(super) async fn open_loop(load: &Load<'_>, requests_per_second: f64) -> Resu
     let mut tasks = Vec::new();
     for mut connection in connections {
         let (progress, requests, receiver) = (Rc::clone(&progress), Rc::clone(&load.requests), Rc::clone(&receiver));
+        let status = load.status;
         tasks.push(spawn_local(async move {
             loop {
                 let due = receiver.lock().await.recv().await;
                 let Some(due) = due else { break };
-                progress.send(&mut connection, &requests, due).await;
+                progress.send(&mut connection, &requests, status, due).await;
             }
         }));
     }

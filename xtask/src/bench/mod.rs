@@ -4,6 +4,7 @@
 //! inserts on SQLite, and pgbench with the same statements on PostgreSQL. What is measured against a limit takes turns
 //! with it, because machines are noisy.
 
+mod access;
 mod baseline;
 mod client;
 mod cpu;
@@ -15,7 +16,7 @@ mod postgres;
 mod reads;
 mod report;
 mod search;
-mod server_process;
+pub(crate) mod server_process;
 mod start;
 mod store;
 mod target;
@@ -87,6 +88,8 @@ enum Scenario {
     Size,
     /// Appends at a constant rate, half of what a closed loop reaches
     Open,
+    /// The guard beside a bare echo, refusals of keys beside each other, a flood of addresses
+    Access,
     /// Search by words and by meaning, in a small and in a large store, beside a plain scan
     Search,
     /// PostgreSQL: appends of one message at 1, 16, 64 and 256 connections, beside pgbench
@@ -101,7 +104,7 @@ enum Scenario {
 
 impl Scenario {
     fn needs_postgres(self) -> bool {
-        matches!(self, Self::Postgres | Self::PostgresReads | Self::PostgresSize | Self::PostgresSearch)
+        matches!(self, Self::Access | Self::Postgres | Self::PostgresReads | Self::PostgresSize | Self::PostgresSearch)
     }
 }
 
@@ -115,6 +118,8 @@ struct Plan {
     messages_large: usize,
     postgres_messages_large: usize,
     open_loop: Duration,
+    refusals: usize,
+    flood_addresses: usize,
 }
 
 /// How often each of the things that are compared is run, and how long.
@@ -140,6 +145,8 @@ impl Plan {
                 messages_large: 100_000,
                 postgres_messages_large: 500_000,
                 open_loop: Duration::from_secs(4),
+                refusals: 5_000,
+                flood_addresses: 200_000,
             }
         } else {
             Self {
@@ -149,6 +156,8 @@ impl Plan {
                 messages_large: 1_000_000,
                 postgres_messages_large: 10_000_000,
                 open_loop: Duration::from_secs(20),
+                refusals: 20_000,
+                flood_addresses: 1_000_000,
             }
         }
     }
@@ -200,6 +209,7 @@ impl Bench {
             Scenario::Depth => reads::depth(self),
             Scenario::Size => reads::size(self),
             Scenario::Open => writes::open(self),
+            Scenario::Access => access::access(self),
             Scenario::Search => search::sqlite(self),
             Scenario::Postgres => postgres::append(self),
             Scenario::PostgresReads => postgres::reads(self),

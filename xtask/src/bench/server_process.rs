@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::cpu;
 
 /// The key the generator sends.
-pub(super) const API_KEY: &str = "bench-key-7d1f0a52c94e4b7e9a60c3de5b8841f2";
+pub(crate) const API_KEY: &str = "bench-key-7d1f0a52c94e4b7e9a60c3de5b8841f2";
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ const POLL_INTERVAL: Duration = Duration::from_micros(500);
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
 
 /// A running server.
-pub(super) struct ServerProcess {
+pub(crate) struct ServerProcess {
     child: Child,
     port: u16,
     log: PathBuf,
@@ -37,19 +37,29 @@ pub(super) struct ServerProcess {
 
 /// What the server counted from its start to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StoreCounters {
-    pub(super) commits: u64,
-    pub(super) appends: u64,
+pub(crate) struct StoreCounters {
+    pub(crate) commits: u64,
+    pub(crate) appends: u64,
 }
 
 impl ServerProcess {
     /// Starts the server under test on the store in `folder`, and waits until it is ready.
-    pub(super) fn start_chatstore(binary: &Path, folder: &Path) -> Result<Self> {
+    pub(crate) fn start_chatstore(binary: &Path, folder: &Path) -> Result<Self> {
         Self::start_on(binary, folder, &format!("sqlite:{}", folder.join("chatstore.db").display()))
     }
 
     /// Starts the server under test in `folder` on any database, and waits until it is ready.
-    pub(super) fn start_on(binary: &Path, folder: &Path, database_url: &str) -> Result<Self> {
+    pub(crate) fn start_on(binary: &Path, folder: &Path, database_url: &str) -> Result<Self> {
+        Self::start_with(binary, folder, database_url, &[])
+    }
+
+    /// The same with more settings.
+    pub(crate) fn start_with(
+        binary: &Path,
+        folder: &Path,
+        database_url: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         // An empty `.env` here keeps the server from finding one further up.
         File::create(folder.join(".env"))?;
         let port = free_port()?;
@@ -63,12 +73,13 @@ impl ServerProcess {
             .env("DATABASE_URL", database_url)
             .env("API_KEY", API_KEY)
             .env("LOG_LEVEL", "info")
-            .env("LOG_FORMAT", "json");
+            .env("LOG_FORMAT", "json")
+            .envs(settings.iter().copied());
         Self::start(command, port)
     }
 
     /// Starts the bare echo: this program again, as another process.
-    pub(super) fn start_echo() -> Result<Self> {
+    pub(crate) fn start_echo() -> Result<Self> {
         let port = free_port()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["bench-echo", "--port", &port.to_string()]);
@@ -95,29 +106,29 @@ impl ServerProcess {
         Ok(server)
     }
 
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// From the start of the process to its first 200 on `/readyz`.
-    pub(super) fn started_in(&self) -> Duration {
+    pub(crate) fn started_in(&self) -> Duration {
         self.started_in
     }
 
     /// CPU time of all threads so far, user and system.
-    pub(super) fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         cpu::of_process(self.child.id())
     }
 
     /// Resident memory now, in MiB.
-    pub(super) fn rss_mib(&self) -> Result<f64> {
+    pub(crate) fn rss_mib(&self) -> Result<f64> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(&path).with_context(|| format!("{path}: is the server still running?"))?;
         parse_rss_kib(&status).map(|kib| kib as f64 / 1024.0).with_context(|| format!("{path} has no VmRSS"))
     }
 
     /// Asks the server to end, waits for it, and reads what it counted, if it said so.
-    pub(super) fn stop(mut self) -> Result<Option<StoreCounters>> {
+    pub(crate) fn stop(mut self) -> Result<Option<StoreCounters>> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
         kill(pid, Signal::SIGTERM)?;
         let asked = Instant::now();
@@ -133,7 +144,7 @@ impl ServerProcess {
     }
 
     /// Ends a server that holds nothing worth closing.
-    pub(super) fn kill(mut self) -> Result<()> {
+    pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())

@@ -13,6 +13,7 @@ use super::{
 
 pub(super) struct Target<'a> {
     pub(super) name: String,
+    status: Option<u16>,
     kind: Kind<'a>,
 }
 
@@ -24,7 +25,11 @@ enum Kind<'a> {
 impl<'a> Target<'a> {
     /// Requests to a server that keeps its data itself, or none.
     pub(super) fn new(name: impl Into<String>, server: &'a ServerProcess, requests: Vec<Vec<u8>>) -> Self {
-        Self { name: name.into(), kind: Kind::Http { server, database: None, requests: Rc::new(requests) } }
+        Self {
+            name: name.into(),
+            status: None,
+            kind: Kind::Http { server, database: None, requests: Rc::new(requests) },
+        }
     }
 
     /// Requests to a server with a database behind it.
@@ -34,12 +39,21 @@ impl<'a> Target<'a> {
         database: &'a DatabaseServer,
         requests: Vec<Vec<u8>>,
     ) -> Self {
-        Self { name: name.into(), kind: Kind::Http { server, database: Some(database), requests: Rc::new(requests) } }
+        Self {
+            name: name.into(),
+            status: None,
+            kind: Kind::Http { server, database: Some(database), requests: Rc::new(requests) },
+        }
     }
 
     /// A statement without a server between.
     pub(super) fn pgbench(name: impl Into<String>, pgbench: Pgbench<'a>) -> Self {
-        Self { name: name.into(), kind: Kind::Pgbench(pgbench) }
+        Self { name: name.into(), status: None, kind: Kind::Pgbench(pgbench) }
+    }
+
+    /// The same, where every answer has this status.
+    pub(super) fn answering(self, status: u16) -> Self {
+        Self { status: Some(status), ..self }
     }
 
     /// One turn.
@@ -50,6 +64,7 @@ impl<'a> Target<'a> {
                 server,
                 database: *database,
                 requests: Rc::clone(requests),
+                status: self.status,
                 connections,
                 warmup,
                 measure,

@@ -118,6 +118,7 @@ pub(super) fn open(bench: &mut Bench) -> Result<()> {
         server: &server,
         database: None,
         requests: Rc::new(append_requests(bench, &message_body())),
+        status: None,
         connections: OPEN_CONNECTIONS,
         warmup: Duration::from_secs(1),
         measure: bench.plan.open_loop,

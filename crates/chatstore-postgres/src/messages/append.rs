@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::derived::MessageKey;
 use super::insert::insert_messages;
-use super::plus_tokens;
+use super::{plus_tokens, stored_bytes};
 use crate::AppendForm;
 use crate::columns::bucket_value;
 use crate::embeddings::find_source;
@@ -29,22 +29,24 @@ use lists::{Checks, Rows, Wanted};
 
 /// Appends to many sessions. `locked` takes the sessions' rows in the order of their ids, so that
 /// replicas never wait for each other in a circle, and reads `last_seq` as it is under the lock;
-/// what it does not find is answered with null, and nothing is written of it.
+/// what it does not find, or what would be more than its quota, is answered with null, and nothing is written of it.
 macro_rules! append_batch {
     ($checks:expr, $locked:literal) => {
         concat!(
             "with wanted as (
         select * from unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
-            $8::bigint[]) with ordinality
-            as w(bucket, session_id, project_id, user_id, messages, tokens, now_us, now_hour, group_no)
+            $8::bigint[], $9::bigint[], $10::bigint[]) with ordinality
+            as w(bucket, session_id, project_id, user_id, messages, messages_max, tokens, bytes, now_us, now_hour,
+                group_no)
     ), locked as (
-        select w.bucket, w.session_id, w.messages, w.tokens, w.now_us, w.now_hour, w.group_no, s.last_seq
+        select w.bucket, w.session_id, w.messages, w.tokens, w.bytes, w.now_us, w.now_hour, w.group_no, s.last_seq
         from wanted w left join lateral (
             select s.last_seq from sessions s
             where s.bucket = w.bucket and s.session_id = w.session_id and s.project_id = w.project_id
                 and ",
             is_live!(),
-            " and (w.user_id is null or s.user_id = w.user_id)",
+            " and (w.user_id is null or s.user_id = w.user_id)
+                and (w.messages_max is null or s.message_count + w.messages <= w.messages_max)",
             $checks,
             "
             for no key update",
@@ -57,6 +59,7 @@ macro_rules! append_batch {
         set last_seq = s.last_seq + l.messages, message_count = s.message_count + l.messages,
             token_count = case when l.tokens is null then s.token_count
                 else least(coalesce(s.token_count, 0)::numeric + l.tokens, 9223372036854775807)::bigint end,
+            stored_bytes = s.stored_bytes + l.bytes,
             updated_at = greatest(s.updated_at, l.now_us), updated_hour = greatest(s.updated_hour, l.now_hour),
             last_message_at = greatest(s.last_message_at, l.now_us),
             active_hour = case when s.last_message_at is null then l.now_hour else greatest(s.active_hour, l.now_hour) end
@@ -67,8 +70,8 @@ macro_rules! append_batch {
         select ($1::smallint[])[m.group_no], ($2::uuid[])[m.group_no], q.before[m.group_no] + m.place, m.message_id,
             m.parent_id, m.role, m.kind, m.status, m.content, m.payload, m.metadata, m.context, m.external_id,
             m.token_count, 1, m.now_us, m.now_us
-        from seqs q, unnest($9::int[], $10::bigint[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::text[],
-            $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::bigint[])
+        from seqs q, unnest($11::int[], $12::bigint[], $13::uuid[], $14::uuid[], $15::text[], $16::text[], $17::text[],
+            $18::text[], $19::text[], $20::text[], $21::text[], $22::text[], $23::bigint[], $24::bigint[])
             as m(group_no, place, message_id, parent_id, role, kind, status, content, payload, metadata, context,
                 external_id, token_count, now_us)
         where q.before[m.group_no] is not null
@@ -76,7 +79,7 @@ macro_rules! append_batch {
         insert into message_texts (bucket, session_id, seq, project_id, created_at, lexemes)
         select ($1::smallint[])[m.group_no], ($2::uuid[])[m.group_no], q.before[m.group_no] + m.place,
             ($3::uuid[])[m.group_no], m.now_us, array_to_tsvector(string_to_array(m.lexemes, ' '))
-        from seqs q, unnest($9::int[], $10::bigint[], $22::bigint[], $23::text[])
+        from seqs q, unnest($11::int[], $12::bigint[], $24::bigint[], $25::text[])
             as m(group_no, place, now_us, lexemes)
         where q.before[m.group_no] is not null and m.lexemes <> ''
     ), jobs as (
@@ -84,7 +87,7 @@ macro_rules! append_batch {
             queued_at, is_backfill)
         select ($1::smallint[])[m.group_no], ($2::uuid[])[m.group_no], q.before[m.group_no] + m.place, m.message_id,
             ($3::uuid[])[m.group_no], 1, 0, m.now_us, m.now_us, false
-        from seqs q, unnest($9::int[], $10::bigint[], $11::uuid[], $22::bigint[], $24::bool[])
+        from seqs q, unnest($11::int[], $12::bigint[], $13::uuid[], $24::bigint[], $26::bool[])
             as m(group_no, place, message_id, now_us, is_queued)
         where q.before[m.group_no] is not null and m.is_queued
     )
@@ -102,12 +105,12 @@ pub(crate) const APPEND_BATCH: &str = append_batch!("", " skip locked");
 macro_rules! checks {
     () => {
         " and not exists (
-                select 1 from unnest($25::int[], $26::text[]) as x(group_no, external_id)
+                select 1 from unnest($27::int[], $28::text[]) as x(group_no, external_id)
                 where x.group_no = w.group_no and exists (select 1 from messages m where m.bucket = w.bucket
                     and m.session_id = w.session_id and m.external_id >= x.external_id
                     and m.external_id <= x.external_id and m.deleted_at is null order by m.external_id offset 0)
             ) and not exists (
-                select 1 from unnest($27::int[], $28::uuid[]) as x(group_no, parent_id)
+                select 1 from unnest($29::int[], $30::uuid[]) as x(group_no, parent_id)
                 where x.group_no = w.group_no and not exists (select 1 from messages m where m.bucket = w.bucket
                     and m.message_id = x.parent_id and m.session_id is not distinct from w.session_id
                     and m.deleted_at is null offset 0)
@@ -122,13 +125,14 @@ const UPDATE_SESSION_APPENDED: &str = concat!(
     set last_seq = s.last_seq + $5, message_count = s.message_count + $5,
         token_count = case when $6::bigint is null then s.token_count
             else least(coalesce(s.token_count, 0)::numeric + $6, 9223372036854775807)::bigint end,
+        stored_bytes = s.stored_bytes + $9,
         updated_at = greatest(s.updated_at, $7), updated_hour = greatest(s.updated_hour, $8),
         last_message_at = greatest(s.last_message_at, $7),
         active_hour = case when s.last_message_at is null then $8 else greatest(s.active_hour, $8) end
     where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
     is_live!(),
     " and ($4::text is null or s.user_id = $4)
-    returning s.last_seq - $5, s.user_id"
+    returning s.last_seq - $5, s.user_id, s.message_count"
 );
 /// `offset 0` keeps the planner from looking through the session's messages for these.
 const SELECT_PARENTS: &str = "select m.message_id from unnest($3::uuid[]) p(message_id) cross join lateral (
@@ -182,6 +186,12 @@ impl Append {
         self.messages.iter().fold(None, |sum, message| plus_tokens(sum, message.token_count))
     }
 
+    /// Bytes of what its messages say.
+    fn stored_bytes(&self) -> i64 {
+        let bytes = |m: &NewMessage| stored_bytes(&m.content, m.payload.as_ref(), &m.metadata, m.context.as_ref());
+        self.messages.iter().map(bytes).sum()
+    }
+
     pub(crate) fn external_ids(&self) -> impl Iterator<Item = &str> {
         self.messages.iter().filter_map(|message| message.external_id.as_deref())
     }
@@ -221,14 +231,16 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
     let wanted = Wanted::of(groups);
     let rows = Rows::of(groups);
     let checks = Checks::of(groups);
-    let mut params = Vec::with_capacity(28);
+    let mut params = Vec::with_capacity(30);
     params.extend_from_slice(params![
         wanted.buckets,
         wanted.session_ids,
         wanted.project_ids,
         wanted.user_ids,
         wanted.messages,
+        wanted.messages_max,
         wanted.tokens,
+        wanted.bytes,
         wanted.now_us,
         wanted.now_hours,
         rows.group_nos,
@@ -281,11 +293,13 @@ pub(crate) async fn append_alone(
         append.tokens(),
         append.now.as_micros(),
         append.now.hour(),
+        append.stored_bytes(),
     ];
     if uncertain && let Some(first_seq) = find_stored(db, append).await? {
         return Ok(append.clone().into_stored(first_seq - 1));
     }
     let row = db.query_opt(UPDATE_SESSION_APPENDED, params).await?.ok_or(StoreError::NotFound)?;
+    scope.quotas.check_messages(row.try_get::<_, i64>(2)?.unsigned_abs())?;
     let last_seq: i64 = row.try_get(0)?;
     let messages = append.clone().into_stored(last_seq);
     let orphan = find_orphan(db, append).await?;

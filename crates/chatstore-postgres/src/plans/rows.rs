@@ -22,11 +22,21 @@ const MESSAGES_MAX: i64 = 97;
 const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3_600 * SECOND_US;
 
-const INSERT_PROJECTS: &str = "insert into projects (project_id, name, created_at)
-    select project_id, 'project ' || n, n from unnest($1::uuid[]) with ordinality p(project_id, n)
-    union all select gen_random_uuid(), 'small project ' || n, n from generate_series(1, 2000) n";
-const INSERT_API_KEYS: &str = "insert into api_keys (key_id, project_id, name, digest, scopes, created_at)
-    select 'key' || n, $1, '', sha256(''), 'read', n from generate_series(1, 5000) n";
+const INSERT_PROJECTS: &str = "insert into projects (project_id, name, created_at, updated_at, deleted_at, erased_at)
+    select project_id, 'project ' || n, n, n, null, null from unnest($1::uuid[]) with ordinality p(project_id, n)
+    union all select gen_random_uuid(), 'small project ' || n, n, n, case when n % 10 = 0 then n end,
+        case when n % 20 = 0 then n end from generate_series(1, 2000) n";
+/// Most are of one project, the others of a hundred.
+const INSERT_API_KEYS: &str = "insert into api_keys (key_id, project_id, name, digest, scopes, created_at, updated_at)
+    select 'key' || n, case when n % 5 = 0 then p.ids[1 + n % 100] else $1 end, '', sha256(''), 'read', n, n
+    from generate_series(1, 5000) n, (select array(select project_id from projects limit 100) ids) p";
+/// One actor and one action are in most of them, others in few.
+const INSERT_AUDIT_EVENTS: &str = "insert into audit_events
+    (event_id, project_id, created_at, actor, actor_id, action, outcome)
+    select lpad(to_hex(n), 32, '0')::uuid, case when n % 3 = 0 then gen_random_uuid() else $1 end, n, 'api_key',
+        case when n % 2 = 0 then 'key1' when n % 11 > 0 then 'key' || n % 5000 end,
+        case when n % 4 > 0 then 'delete_session' else 'action ' || n % 100 end, 'ok'
+    from generate_series(1, 50000) n";
 const INSERT_SESSIONS: &str = "insert into sessions
     (bucket, session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq,
      message_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour)
@@ -161,6 +171,7 @@ impl Rows {
         let ids: Vec<Uuid> = self.sessions.iter().map(|session| session.session_id.uuid()).collect();
         execute(owner, INSERT_PROJECTS, params![self.others.map(ProjectId::uuid).to_vec()]).await;
         execute(owner, INSERT_API_KEYS, params![ProjectId::DEFAULT.uuid()]).await;
+        execute(owner, INSERT_AUDIT_EVENTS, params![ProjectId::DEFAULT.uuid()]).await;
         let sessions = params![
             self.sessions.iter().map(|session| bucket_value(session.session_id.bucket())).collect::<Vec<_>>(),
             ids,

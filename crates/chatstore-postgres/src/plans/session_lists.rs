@@ -94,7 +94,7 @@ pub(super) fn every_form(rows: &Rows) -> Vec<Form> {
                         sort,
                         order,
                     };
-                    let scope = Scope { project_id: ProjectId::DEFAULT, user_id: on(5).then(ada) };
+                    let scope = Scope { user_id: on(5).then(ada), ..Scope::project(ProjectId::DEFAULT) };
                     let page = PageRequest { limit: 20, start };
                     let mut add = |path, pairs: &[(&str, &str)]| {
                         let metadata = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));

@@ -22,7 +22,7 @@ use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessageQuery, MessageStore as _};
 use chatstore_core::page::PageRequest;
 use chatstore_core::sessions::{NewSession, Session, SessionStore as _};
-use chatstore_core::store::{Scope, StoreError};
+use chatstore_core::store::{Quotas, Scope, StoreError};
 use chatstore_postgres::testing::{Cluster, Settings, TestDatabase, programs};
 use chatstore_postgres::{PostgresOptions, PostgresStore};
 use tokio_postgres::{Client, NoTls};
@@ -51,7 +51,11 @@ async fn open(url: &str, change: impl FnOnce(&mut PostgresOptions)) -> Arc<Postg
     Arc::new(PostgresStore::open(&options).await.unwrap())
 }
 
-static SCOPE: Scope = Scope { project_id: ProjectId::DEFAULT, user_id: None };
+static SCOPE: Scope = Scope {
+    project_id: ProjectId::DEFAULT,
+    user_id: None,
+    quotas: Quotas { sessions_per_user: None, messages_per_session: None, project_bytes: None },
+};
 
 async fn new_session(store: &PostgresStore) -> Session {
     let ctx = Ctx::system();

@@ -292,7 +292,7 @@ pub(crate) async fn fill_with_clusters(engine: &Engine, dimensions: usize) -> Ve
     let centres: Vec<_> = (0..40).map(|_| direction()).collect();
     let created_at = engine.ctx.now();
     let project_id = engine.ctx.new_project_id(created_at);
-    let other = Project { project_id, name: "other".to_owned(), created_at };
+    let other = Project::new(project_id, "other", created_at);
     engine.store.create_project(other).await.expect("it can be created");
     let mut all = Vec::new();
     for part in 0..16 {

@@ -24,7 +24,7 @@ use super::OperationDoc;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, Code, FieldError};
-use crate::extract::Json;
+use crate::extract::Stored;
 use crate::openapi::Example;
 use crate::respond::Ok200;
 
@@ -74,7 +74,7 @@ pub const IMPORT_SESSIONS: OperationDoc = OperationDoc {
 pub async fn import_sessions(
     State(app): State<App>,
     caller: Caller,
-    Json(body): Json<Vec<Conversation>>,
+    Stored(body): Stored<Vec<Conversation>>,
 ) -> Result<Ok200<ImportResponse>, ApiError> {
     if body.len() > IMPORT_SESSIONS_MAX {
         return Err(ApiError::invalid_field("", format!("must hold at most {IMPORT_SESSIONS_MAX} conversations")));

@@ -18,10 +18,11 @@ use super::{OperationDoc, check_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::body::{Body, Field};
-use crate::error::{ApiError, Code, FieldError};
-use crate::extract::{FromQuery, Json, MessagePath};
+use crate::error::{ApiError, FieldError};
+use crate::extract::{FromQuery, MessagePath, ProjectCaller, Stored};
 use crate::openapi::{Example, Operation, id, numbers};
 use crate::query::Pairs;
+use crate::quotas::AddsText;
 use crate::respond::Ok200;
 
 /// Bytes that a number of a vector takes in an answer, about.
@@ -57,6 +58,8 @@ pub struct SetEmbeddingRequest {
 }
 
 impl Body for SetEmbeddingRequest {}
+
+impl AddsText for SetEmbeddingRequest {}
 
 impl Example for SetEmbeddingRequest {
     fn example() -> Value {
@@ -96,7 +99,7 @@ pub async fn set_embedding(
     State(app): State<App>,
     caller: Caller,
     MessagePath(message_id): MessagePath,
-    Json(body): Json<SetEmbeddingRequest>,
+    Stored(body): Stored<SetEmbeddingRequest>,
 ) -> Result<Ok200<SetEmbeddingResponse>, ApiError> {
     let mut errors = Vec::new();
     let Some(numbers) = body.embedding.required("/embedding", &mut errors) else {
@@ -207,12 +210,6 @@ pub(super) fn check_dimensions(
     }
 }
 
-/// Refuses a caller who speaks for one user: the queue is about all of a project's.
-fn require_project(caller: &Caller) -> Result<(), ApiError> {
-    let detail = "This is about a whole project: send it without `X-User-Id`, by a key that is bound to no user.";
-    if caller.scope.user_id.is_none() { Ok(()) } else { Err(ApiError::new(Code::InsufficientScope, detail)) }
-}
-
 /// See [`get_embedding_backlog`].
 pub const GET_EMBEDDING_BACKLOG: OperationDoc = OperationDoc {
     id: "get_embedding_backlog",
@@ -225,9 +222,8 @@ pub const GET_EMBEDDING_BACKLOG: OperationDoc = OperationDoc {
 /// Tells how the source and its queue are doing.
 pub async fn get_embedding_backlog(
     State(app): State<App>,
-    caller: Caller,
+    ProjectCaller(caller): ProjectCaller,
 ) -> Result<Ok200<EmbeddingBacklogResponse>, ApiError> {
-    require_project(&caller)?;
     let failed = |error| ApiError::from_store(error, "project");
     let backlog = app.store.get_embedding_backlog(&caller.scope).await.map_err(failed)?;
     let source = app.store.get_embedding_source().await.map_err(failed)?;
@@ -247,9 +243,8 @@ pub const RETRY_PARKED_EMBEDDINGS: OperationDoc = OperationDoc {
 /// Queues what was put aside.
 pub async fn retry_parked_embeddings(
     State(app): State<App>,
-    caller: Caller,
+    ProjectCaller(caller): ProjectCaller,
 ) -> Result<Ok200<RetryParkedEmbeddingsResponse>, ApiError> {
-    require_project(&caller)?;
     let queued = app.store.retry_parked_embeddings(&caller.scope, app.ctx.now()).await;
     let queued = queued.map_err(|error| ApiError::from_store(error, "project"))?;
     if let Some(embedder) = &app.embedder {

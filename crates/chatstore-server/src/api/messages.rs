@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::body::OneOrMany;
 use crate::error::ApiError;
-use crate::extract::{FromQuery, IfMatch, Json, MessagePath, Query, SessionPath};
+use crate::extract::{FromQuery, IfMatch, MessagePath, Query, SessionPath, Stored};
 use crate::openapi::Operation;
 use crate::query::{Paging, Pairs, binding, describe_order};
 use crate::respond::{Created, Listed, Versioned};
@@ -85,7 +85,7 @@ pub async fn append_messages(
     State(app): State<App>,
     caller: Caller,
     SessionPath(session_id): SessionPath,
-    Json(AppendMessagesRequest(body)): Json<AppendMessagesRequest>,
+    Stored(AppendMessagesRequest(body)): Stored<AppendMessagesRequest>,
 ) -> Result<Created<AppendMessagesResponse>, ApiError> {
     let now = app.ctx.now();
     let is_batch = matches!(body, OneOrMany::Many(_));
@@ -221,7 +221,7 @@ pub async fn update_message(
     caller: Caller,
     MessagePath(message_id): MessagePath,
     IfMatch(expected): IfMatch,
-    Json(body): Json<UpdateMessageRequest>,
+    Stored(body): Stored<UpdateMessageRequest>,
 ) -> Result<Versioned<MessageResponse>, ApiError> {
     let patch = body.check(&app)?;
     let is_queued = patch.embed && (patch.content.is_some() || patch.payload.is_some());

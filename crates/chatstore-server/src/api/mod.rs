@@ -1,16 +1,24 @@
 //! Wire types and handlers of `/api/v1`, a file a noun.
 
+pub mod api_keys;
 pub mod archive;
+pub mod audit;
 pub mod embeddings;
+pub mod limits;
 pub mod messages;
+pub mod projects;
 pub mod search;
 pub mod service;
 pub mod sessions;
+pub mod tokens;
 
+use chatstore_core::api_keys::Permission;
+use chatstore_core::ids::ProjectId;
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::{EXTERNAL_ID_BYTES_MAX, METADATA_BYTES_MAX, METADATA_FILTERS_MAX};
 
-use crate::error::FieldError;
+use crate::auth::Caller;
+use crate::error::{ApiError, Code, FieldError};
 use crate::query::Pairs;
 
 /// What the document says of an operation beside its types.
@@ -64,4 +72,21 @@ fn check_metadata_filter(pairs: &Pairs, filter: &[(String, String)], errors: &mu
     if pairs.has_malformed("metadata") {
         errors.push(FieldError::new("?metadata", "must have the form `metadata[key]=value`"));
     }
+}
+
+/// The project whose things are listed: the one named, else the caller's own; for an operator, else every one.
+fn chosen_project(caller: &Caller, named: Option<ProjectId>) -> Result<Option<ProjectId>, ApiError> {
+    let own = caller.scope.project_id;
+    match named {
+        _ if caller.scopes.contains(Permission::Operator) => Ok(named),
+        Some(other) if other != own => Err(other_project()),
+        _ => Ok(Some(own)),
+    }
+}
+
+/// Another project than the caller's, for a caller who rules the own alone.
+fn other_project() -> ApiError {
+    let detail = "This is about another project: it needs a key with the scope `operator`. Leave `project_id` out for \
+        the key's own project.";
+    ApiError::new(Code::InsufficientScope, detail)
 }

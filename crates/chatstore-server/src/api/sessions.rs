@@ -1,5 +1,7 @@
 //! Sessions on the wire.
 
+mod some;
+
 use axum::extract::State;
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::SessionId;
@@ -15,11 +17,13 @@ use super::{OperationDoc, check_external_id, check_id, check_length, check_metad
 use crate::app::App;
 use crate::auth::Caller;
 use crate::body::{Body, Field};
-use crate::error::ApiError;
-use crate::extract::{FromQuery, IfMatch, Json, Query, SessionPath};
+use crate::error::{ApiError, Code};
+use crate::extract::{FromQuery, IfMatch, Json, Query, SessionPath, Stored};
 use crate::openapi::{Example, Operation, id, object, optional_id, optional_object, optional_time, time};
 use crate::query::{Paging, Pairs, binding, describe_order};
+use crate::quotas::AddsText;
 use crate::respond::{Created, Listed, Versioned};
+use some::list_some;
 
 /// A conversation.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -127,6 +131,8 @@ pub struct CreateSessionRequest {
 }
 
 impl Body for CreateSessionRequest {}
+
+impl AddsText for CreateSessionRequest {}
 
 impl Example for CreateSessionRequest {
     fn example() -> Value {
@@ -265,6 +271,7 @@ impl ListSessionsQuery {
             (&query.user_id, query.is_favorite, &query.metadata),
             (query.created_after, query.created_before),
             (sort, query.order == Order::Asc),
+            &caller.sessions.as_deref(),
         ))
     }
 }
@@ -281,8 +288,12 @@ pub const CREATE_SESSION: OperationDoc = OperationDoc {
 pub async fn create_session(
     State(app): State<App>,
     caller: Caller,
-    Json(body): Json<CreateSessionRequest>,
+    Stored(body): Stored<CreateSessionRequest>,
 ) -> Result<Created<SessionResponse>, ApiError> {
+    if caller.sessions.is_some() {
+        let detail = "The token is for some sessions alone: a new one needs a token without `session_ids`, or a key.";
+        return Err(ApiError::new(Code::InsufficientScope, detail));
+    }
     let new = body.check(&app, &caller)?;
     let session = app.store.create_session(&caller.scope, new).await.map_err(session_error)?;
     Ok(Created {
@@ -310,7 +321,10 @@ pub async fn list_sessions(
     caller.user(list.query.user_id.clone())?;
     let binding = list.binding(&caller);
     let request = list.paging.request(&app.cursor_key, &binding)?;
-    let page = app.store.list_sessions(&caller.scope, &list.query, &request).await.map_err(session_error)?;
+    let page = match &caller.sessions {
+        Some(sessions) => list_some(&app, &caller, sessions, &list.query, &request).await?,
+        None => app.store.list_sessions(&caller.scope, &list.query, &request).await.map_err(session_error)?,
+    };
     Ok(Listed {
         next: page.next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)),
         items: page.items.into_iter().map(SessionResponse::from).collect(),

@@ -61,10 +61,32 @@ impl RateLimitStore {
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.trim() {
             "memory" => Ok(Self::Memory),
-            url if url.starts_with("redis://") && url.len() > "redis://".len() => Ok(Self::Redis(Secret::new(url))),
-            _ => Err("memory, or redis://… with host, port and, if need be, user, password and number".to_owned()),
+            url if is_redis_url(url) => Ok(Self::Redis(Secret::new(url))),
+            _ => {
+                Err("memory, or redis://USER:PASSWORD@HOST:PORT/NUMBER, of which only HOST must be there; in USER and \
+                      PASSWORD, characters such as /, @ and # are written as %2F, %40 and %23"
+                    .to_owned())
+            }
         }
     }
+}
+
+/// Whether it is a URL of Redis that leaves nothing to guess.
+fn is_redis_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<axum::http::Uri>() else { return false };
+    let Some(authority) = url.authority().map(|authority| authority.as_str()) else { return false };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let port = match host.rfind(']').map_or(host, |end| &host[end..]).split_once(':') {
+        Some((_, port)) => port.parse::<u16>().is_ok_and(|port| port > 0),
+        None => true,
+    };
+    let number = url.path().trim_start_matches('/');
+    let number = number.is_empty() || number.bytes().all(|b| b.is_ascii_digit());
+    url.scheme_str() == Some("redis")
+        && url.host().is_some_and(|host| !host.is_empty())
+        && port
+        && number
+        && url.query().is_none()
 }
 
 impl fmt::Display for RateLimitStore {

@@ -159,7 +159,8 @@ impl TestApp {
         self.rebuild_with(|store| store, access, limits()).await
     }
 
-    async fn rebuild_with(
+    /// The same application with both.
+    pub(crate) async fn rebuild_with(
         &self,
         wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
         access: AccessSettings,

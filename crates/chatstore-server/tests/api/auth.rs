@@ -1,14 +1,23 @@
 //! Keys: every route but the open ones wants one, and every wrong one gets the same answer.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Method;
-use chatstore_core::api_keys::{Authority, Permission, PresentedKey};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chatstore_core::api_keys::{ApiKey, KeyScopes, KeySettings, Permission, PresentedKey};
 use chatstore_core::ids::ProjectId;
+use chatstore_core::rates::Rates;
+use chatstore_server::access::AccessSettings;
 use chatstore_server::router::{Access, Route, routes};
 use serde_json::json;
 
-use crate::app::{ROOT_KEY, TestApp, api_tests};
+use crate::app::{ROOT_KEY, TestApp, access, api_tests, limits};
 use crate::client::{Client, Reply};
+use crate::faulty::FaultyStore;
 
 api_tests! {
     the_open_routes_are_exactly_these
@@ -19,11 +28,19 @@ api_tests! {
     a_key_anywhere_else_does_not_work
     a_key_that_lacks_exactly_the_scope_of_a_route_is_a_403
     a_key_with_exactly_the_scope_of_a_route_gets_in
-    a_revoked_key_is_refused_from_then_on
     a_refused_request_changes_nothing
     a_route_that_is_not_there_does_not_ask_for_a_key
+    a_key_that_is_tied_to_addresses_works_from_these_alone
+    a_key_that_is_tied_to_origins_works_from_these_alone
+    guesses_past_the_budget_of_an_address_are_refused_without_a_lookup
+    guesses_at_the_secret_of_a_known_key_cost_no_lookup_each
+    a_valid_key_is_let_in_whatever_else_fails_at_its_address
+    a_refused_guess_may_be_made_again_after_retry_after
+    a_failure_is_what_shows_a_key_or_token_that_is_not_valid
+    addresses_have_budgets_of_their_own
 }
 
+const SESSIONS: &str = "/api/v1/sessions";
 const ID: &str = "019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47";
 
 fn guarded() -> impl Iterator<Item = (Route, Permission)> {
@@ -205,16 +222,6 @@ async fn a_key_with_exactly_the_scope_of_a_route_gets_in(app: TestApp) {
     }
 }
 
-async fn a_revoked_key_is_refused_from_then_on(app: TestApp) {
-    let key = app.key(ProjectId::DEFAULT, "read", None).await;
-    app.client(&key).get("/api/v1/sessions").await.expect(200);
-    app.store
-        .revoke_api_key(&Authority::host(), PresentedKey::parse(&key).unwrap().key_id(), app.ctx.now())
-        .await
-        .unwrap();
-    app.client(&key).get("/api/v1/sessions").await.expect_problem(401, "invalid_api_key");
-}
-
 async fn a_refused_request_changes_nothing(app: TestApp) {
     let id = app.admin().new_session("n").await;
     let before = app.admin().get(&format!("/api/v1/sessions/{id}")).await.expect(200);
@@ -237,5 +244,175 @@ async fn a_route_that_is_not_there_does_not_ask_for_a_key(app: TestApp) {
         let (anon, admin) = (app.anon().get(path).await, app.admin().get(path).await);
         assert_eq!(anon.anonymous(), admin.anonymous());
         anon.expect_problem(404, "route_not_found");
+    }
+}
+
+/// A key of the default project that is tied down.
+async fn tied_key(app: &TestApp, settings: KeySettings) -> String {
+    let presented = PresentedKey::generate(&app.ctx);
+    let key = ApiKey::new(&presented, ProjectId::DEFAULT, "tied", KeyScopes::all(), app.ctx.now());
+    app.store.create_api_key(ApiKey { settings, ..key }).await.unwrap();
+    presented.expose().to_owned()
+}
+
+const FROM: &str = "x-forwarded-for";
+
+async fn a_key_that_is_tied_to_addresses_works_from_these_alone(app: TestApp) {
+    let app = app.with_access(AccessSettings { trusted_proxies: 1, ..access() }).await;
+    let allowed_addresses = ["203.0.113.0/24", "2001:db8::1"].map(str::to_owned).to_vec();
+    let key = tied_key(&app, KeySettings { allowed_addresses, ..KeySettings::default() }).await;
+    for address in ["203.0.113.7", "::ffff:203.0.113.7", "2001:db8::1"] {
+        app.client(&key).with(FROM, address).get(SESSIONS).await.expect(200);
+    }
+    for address in ["203.0.114.7", "2001:db8::2", "::1"] {
+        let reply = app.client(&key).with(FROM, address).get(SESSIONS).await;
+        reply.expect_problem(403, "address_not_allowed");
+        assert!(!reply.text().contains("203.0.113") && !reply.text().contains("2001"), "{}", reply.text());
+        app.alice().with(FROM, address).get(SESSIONS).await.expect(200);
+    }
+    app.client(&key).get(SESSIONS).await.expect_problem(403, "address_not_allowed");
+    // Whoever has not the secret does not learn that the key is tied.
+    let guess = PresentedKey::rotate(&app.ctx, PresentedKey::parse(&key).unwrap().key_id()).unwrap();
+    app.client(guess.expose()).get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+}
+
+async fn a_key_that_is_tied_to_origins_works_from_these_alone(app: TestApp) {
+    let allowed_origins = vec!["https://app.example".to_owned()];
+    let key = tied_key(&app, KeySettings { allowed_origins, ..KeySettings::default() }).await;
+    app.client(&key).with("origin", "https://app.example").get(SESSIONS).await.expect(200);
+    // Only browsers say whose page they act for.
+    app.client(&key).get(SESSIONS).await.expect(200);
+    for origin in ["https://evil.example", "https://app.example.evil.example", "null", "http://app.example"] {
+        let reply = app.client(&key).with("origin", origin).get(SESSIONS).await;
+        reply.expect_problem(403, "origin_not_allowed");
+        app.alice().with("origin", origin).get(SESSIONS).await.expect(200);
+    }
+}
+
+/// The application with a budget of failures, and how often its store was asked for a key, for a project and for the
+/// list of all ids.
+async fn budgeted(app: &TestApp, rates: &str) -> (TestApp, [Arc<AtomicUsize>; 3]) {
+    let failed_auth_rates = Rates::parse(rates).unwrap();
+    let access = AccessSettings { failed_auth_rates, trusted_proxies: 1, ..access() };
+    let (store, keys) = FaultyStore::count(app.store.clone(), "get_api_key");
+    let (store, projects) = FaultyStore::count(store, "get_project");
+    let (store, lists) = FaultyStore::count(store, "list_credential_ids");
+    (app.rebuild_with(|_| store, access, limits()).await, [keys, projects, lists])
+}
+
+fn counts(counts: &[Arc<AtomicUsize>; 3]) -> [usize; 3] {
+    counts.each_ref().map(|count| count.load(Ordering::Relaxed))
+}
+
+fn retry_after(reply: &Reply) -> u64 {
+    reply.expect_problem(429, "rate_limited");
+    reply.header("retry-after").unwrap().parse().unwrap()
+}
+
+async fn guesses_past_the_budget_of_an_address_are_refused_without_a_lookup(app: TestApp) {
+    let (app, asked) = budgeted(&app, "5/hour").await;
+    let unknown = || PresentedKey::generate(&app.ctx).expose().to_owned();
+    for _ in 0..5 {
+        app.client(&unknown()).get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    }
+    assert_eq!(counts(&asked), [5, 0, 0]);
+    let claims = r#"{"sub":"a","aud":"chatstore","exp":1,"project_id":"019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47"}"#;
+    let token = [r#"{"alg":"HS256"}"#, claims, "x"].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
+    for _ in 0..20 {
+        for guess in [&unknown(), "garbage", &token, "a.b.c", app.revoked_key()] {
+            let wait = retry_after(&app.client(guess).get(SESSIONS).await);
+            assert!((1..=720).contains(&wait), "{wait}");
+        }
+    }
+    assert_eq!(counts(&asked), [5, 0, 1]);
+}
+
+async fn guesses_at_the_secret_of_a_known_key_cost_no_lookup_each(app: TestApp) {
+    let (app, asked) = budgeted(&app, "1/hour").await;
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    let key_id = PresentedKey::parse(app.alice_key()).unwrap().key_id().to_owned();
+    for _ in 0..20 {
+        let guess = PresentedKey::rotate(&app.ctx, &key_id).unwrap();
+        retry_after(&app.client(guess.expose()).get(SESSIONS).await);
+    }
+    assert_eq!(counts(&asked), [1, 0, 1]);
+    app.alice().get(SESSIONS).await.expect(200);
+}
+
+async fn a_valid_key_is_let_in_whatever_else_fails_at_its_address(app: TestApp) {
+    let (app, asked) = budgeted(&app, "1/hour").await;
+    let unused = app.key(ProjectId::DEFAULT, "read", None).await;
+    for _ in 0..3 {
+        app.client("garbage").get(SESSIONS).await;
+    }
+    for client in [app.alice(), app.admin(), app.client(&unused), app.stranger()] {
+        client.get(SESSIONS).await.expect(200);
+    }
+    // One that was made elsewhere is known a moment later.
+    let made_later = app.key(ProjectId::DEFAULT, "read", None).await;
+    app.ctx.advance(Duration::from_millis(500));
+    app.client(&made_later).get(SESSIONS).await.expect(200);
+    assert_eq!(counts(&asked)[2], 2);
+    retry_after(&app.client(app.expired_key()).get(SESSIONS).await);
+    app.anon().get(SESSIONS).await.expect_problem(401, "missing_api_key");
+    app.anon().get("/readyz").await.expect(200);
+}
+
+async fn a_refused_guess_may_be_made_again_after_retry_after(app: TestApp) {
+    let (app, _) = budgeted(&app, "2/minute;4/hour").await;
+    let guess = async || app.client(PresentedKey::generate(&app.ctx).expose()).get(SESSIONS).await;
+    for _ in 0..2 {
+        guess().await.expect_problem(401, "invalid_api_key");
+    }
+    for expected in [30, 30, 900, 900] {
+        let wait = retry_after(&guess().await);
+        assert!(wait <= expected, "{wait}");
+        app.ctx.advance(Duration::from_secs(wait - 1));
+        assert_eq!(retry_after(&guess().await), 1);
+        app.ctx.advance(Duration::from_secs(1));
+        guess().await.expect_problem(401, "invalid_api_key");
+    }
+}
+
+async fn a_failure_is_what_shows_a_key_or_token_that_is_not_valid(app: TestApp) {
+    let wrong = PresentedKey::rotate(&app.ctx, PresentedKey::parse(app.alice_key()).unwrap().key_id()).unwrap();
+    let unknown = PresentedKey::generate(&app.ctx);
+    let failures =
+        ["", "garbage", "a.b.c", wrong.expose(), unknown.expose(), app.revoked_key(), app.expired_key()];
+    for failure in failures {
+        let (app, _) = budgeted(&app, "1/hour").await;
+        assert_eq!(app.client(failure).get(SESSIONS).await.status, 401, "{failure}");
+        assert_eq!(app.client("garbage").get(SESSIONS).await.status, 429, "{failure}");
+    }
+    let (app, _) = budgeted(&app, "1/hour").await;
+    for (client, status) in [
+        (app.anon(), 401),
+        (app.reader().with("x-user-id", ""), 400),
+        (app.alice().with("x-user-id", "bob"), 403),
+        (app.reader(), 200),
+    ] {
+        assert_eq!(client.get(SESSIONS).await.status, status);
+    }
+    app.reader().post(SESSIONS, json!({"session_name": "n"})).await.expect_problem(403, "insufficient_scope");
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+}
+
+async fn addresses_have_budgets_of_their_own(app: TestApp) {
+    let (app, _) = budgeted(&app, "1/hour").await;
+    let guess = async |address: &str| app.client("garbage").with(FROM, address).get(SESSIONS).await.status;
+    for (address, status) in [
+        ("203.0.113.1", 401),
+        ("203.0.113.1", 429),
+        ("::ffff:203.0.113.1", 429),
+        ("203.0.113.2", 401),
+        ("2001:db8::1", 401),
+        ("2001:db8::ffff:1", 429),
+        ("2001:db8:0:1::1", 401),
+    ] {
+        assert_eq!(guess(address).await, status, "{address}");
+    }
+    let off = app.with_access(access()).await;
+    for _ in 0..50 {
+        off.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
     }
 }

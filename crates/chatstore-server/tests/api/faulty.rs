@@ -2,6 +2,7 @@
 //! store does.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use chatstore_core::api_keys::{ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest};
@@ -27,6 +28,8 @@ pub(crate) enum Fault {
     Error(StoreError),
     Hang,
     Panic,
+    /// Nothing, but it is counted.
+    Counted(Arc<AtomicUsize>),
 }
 
 /// A store with a fault in one method, or in each that touches data (`*`).
@@ -41,6 +44,12 @@ impl FaultyStore {
         Arc::new(Self { inner, method, fault })
     }
 
+    /// Counts the calls of a method.
+    pub(crate) fn count(inner: Arc<dyn Store>, method: &'static str) -> (Arc<dyn Store>, Arc<AtomicUsize>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        (Self::wrap(inner, method, Fault::Counted(count.clone())), count)
+    }
+
     async fn trip(&self, method: &'static str) -> Result<(), StoreError> {
         let hit = self.method == method
             || (self.method == "*"
@@ -52,6 +61,10 @@ impl FaultyStore {
             _ if !hit => Ok(()),
             Fault::Error(error) => Err(error.clone()),
             Fault::Hang => std::future::pending().await,
+            Fault::Counted(count) => {
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
             Fault::Panic => panic!("select secret from /tmp/canary"),
         }
     }

@@ -6,7 +6,7 @@ use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{SEQ_END, insert_message, message_no, plus_tokens};
+use super::{SEQ_END, insert_message, message_no, plus_tokens, stored_bytes};
 use crate::columns::{time_column, time_column_opt};
 use crate::derived::{Brought, insert_derived};
 use crate::embeddings::jobs::Job;
@@ -17,7 +17,9 @@ const SELECT_SESSION_COUNTERS: &str = "select session_no, last_seq, message_coun
     from sessions
     where session_id = ?1 and project_id = ?2 and deleted_at is null and (?3 is null or user_id = ?3)";
 const UPDATE_SESSION_APPENDED: &str = "update sessions
-    set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6 where session_no = ?1";
+    set last_seq = ?2, message_count = ?3, token_count = ?4, updated_at = ?5, last_message_at = ?6,
+        stored_bytes = stored_bytes + ?7
+    where session_no = ?1";
 const UPDATE_SESSION_HOURS: &str = "update sessions set updated_hour = ?2, active_hour = ?3 where session_no = ?1";
 const SELECT_PARENT: &str = "select exists (select 1 from messages
     where message_id = ?1 and message_no >> 32 = ?2 and deleted_at is null)";
@@ -51,6 +53,10 @@ pub(super) fn append(
     let counters = connection.prepare_cached(SELECT_SESSION_COUNTERS)?.query_row(params, counters_row).optional()?;
     let mut counters = counters.ok_or(StoreError::NotFound)?;
     let session_no = counters.session_no;
+    counters.message_count += i64::try_from(messages.len()).unwrap_or(i64::MAX);
+    if !messages.is_empty() {
+        scope.quotas.check_messages(u64::try_from(counters.message_count).unwrap_or_default())?;
+    }
     let mut stored = Vec::with_capacity(messages.len());
     for (n, (mut new, lexemes)) in messages.into_iter().zip(lexemes).enumerate() {
         if let Some(parent_id) = new.parent_id {
@@ -76,8 +82,8 @@ pub(super) fn append(
     if stored.is_empty() {
         return Ok(stored);
     }
-    counters.message_count += i64::try_from(stored.len()).unwrap_or(i64::MAX);
-    move_counters(connection, &counters, now)?;
+    let bytes = stored.iter().map(stored_bytes).sum();
+    move_counters(connection, &counters, bytes, now)?;
     Ok(stored)
 }
 
@@ -104,7 +110,7 @@ fn counters_row(row: &Row<'_>) -> rusqlite::Result<Counters> {
     })
 }
 
-fn move_counters(connection: &Connection, counters: &Counters, now: Timestamp) -> rusqlite::Result<()> {
+fn move_counters(connection: &Connection, counters: &Counters, bytes: i64, now: Timestamp) -> rusqlite::Result<()> {
     let updated_at = now.max(counters.updated_at);
     let last_message_at = counters.last_message_at.map_or(now, |at| at.max(now));
     connection.prepare_cached(UPDATE_SESSION_APPENDED)?.execute(params![
@@ -114,6 +120,7 @@ fn move_counters(connection: &Connection, counters: &Counters, now: Timestamp) -
         counters.token_count,
         updated_at.as_micros(),
         last_message_at.as_micros(),
+        bytes,
     ])?;
     let hours = (updated_at.hour(), last_message_at.hour());
     if hours != (counters.updated_hour, counters.active_hour) {

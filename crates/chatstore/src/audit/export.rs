@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use chatstore_core::audit::{AuditEvent, AuditQuery};
-use chatstore_core::clock::{Ctx, Timestamp};
+use chatstore_core::clock::Ctx;
 use chatstore_core::store::Store;
+use chatstore_server::api::audit::AuditEventResponse;
 use clap::Subcommand;
-use serde::Serialize;
 
 use crate::import::progress::counted;
 use crate::settings::StoreSettings;
@@ -28,40 +28,6 @@ pub(crate) enum AuditAction {
         #[command(flatten)]
         settings: StoreSettings,
     },
-}
-
-/// A line; the names are those of `GET /api/v1/admin/audit`.
-#[derive(Serialize)]
-struct Line<'a> {
-    event_id: String,
-    project_id: String,
-    created_at: Timestamp,
-    actor: &'static str,
-    actor_id: Option<&'a str>,
-    user_id: Option<&'a str>,
-    action: &'a str,
-    target_id: Option<&'a str>,
-    outcome: &'a str,
-    address: Option<&'a str>,
-    request_id: Option<&'a str>,
-}
-
-impl<'a> From<&'a AuditEvent> for Line<'a> {
-    fn from(event: &'a AuditEvent) -> Self {
-        Self {
-            event_id: event.event_id.to_string(),
-            project_id: event.project_id.to_string(),
-            created_at: event.created_at,
-            actor: event.actor.as_str(),
-            actor_id: event.actor_id.as_deref(),
-            user_id: event.user_id.as_deref(),
-            action: &event.action,
-            target_id: event.target_id.as_deref(),
-            outcome: &event.outcome,
-            address: event.address.as_deref(),
-            request_id: event.request_id.as_deref(),
-        }
-    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -93,7 +59,7 @@ async fn export(store: &dyn Store, project: Option<&str>, output: Option<PathBuf
     loop {
         let page = store.list_audit_events(&query, &pages::page_after(position)).await?;
         events += page.items.len() as u64;
-        if let Err(error) = write(&mut out, &page.items) {
+        if let Err(error) = write(&mut out, page.items) {
             // A reader that has gone away (`| head`) has what it wants.
             if error.kind() == std::io::ErrorKind::BrokenPipe {
                 return Ok(());
@@ -109,9 +75,10 @@ async fn export(store: &dyn Store, project: Option<&str>, output: Option<PathBuf
     Ok(())
 }
 
-fn write(out: &mut impl Write, events: &[AuditEvent]) -> std::io::Result<()> {
+/// Writes a line for each, with the names that `GET /api/v1/admin/audit` gives them.
+fn write(out: &mut impl Write, events: Vec<AuditEvent>) -> std::io::Result<()> {
     for event in events {
-        serde_json::to_writer(&mut *out, &Line::from(event))?;
+        serde_json::to_writer(&mut *out, &AuditEventResponse::from(event))?;
         out.write_all(b"\n")?;
     }
     out.flush()

@@ -7,7 +7,7 @@ use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
 use chatstore_core::store::{Scope, Store};
 
-use super::patience::patiently;
+use crate::patience::patiently;
 
 const SESSIONS_A_PAGE: u32 = 200;
 /// Their bytes have a bound too, which is the store's.

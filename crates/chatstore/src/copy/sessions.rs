@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 
 use super::meter::Meter;
 use super::pages::{Sessions, embeddings, messages};
-use super::patience::Patience;
 use super::{Ends, IN_FLIGHT_MAX, projects};
+use crate::patience::Patience;
 
 /// Copies what the target lacks; tells how many sessions it had already.
 pub(super) async fn copy(ends: &Ends, meter: &Arc<Meter>) -> anyhow::Result<u64> {

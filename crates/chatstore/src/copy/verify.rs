@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use chatstore_core::archive::Checksum;
+use chatstore_core::audit::AuditEvent;
 use chatstore_core::embeddings::Embedding;
 use chatstore_core::messages::Message;
 use chatstore_core::sessions::Session;
@@ -13,9 +14,10 @@ use chatstore_core::store::{Scope, Store};
 use indicatif::HumanCount;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::events::Events;
 use super::meter::Meter;
 use super::pages::{Sessions, embeddings, messages};
-use super::projects::{api_keys, is_same, projects};
+use super::projects::{api_keys, comparable, is_same, projects};
 use super::{Ends, IN_FLIGHT_MAX};
 
 /// Differences that are named.
@@ -36,6 +38,7 @@ pub(super) struct Comparison {
 struct Totals {
     projects: usize,
     api_keys: usize,
+    events: u64,
     sessions: u64,
     messages: u64,
     vectors: u64,
@@ -46,10 +49,12 @@ struct Totals {
 /// order of its ids.
 pub(super) async fn compare(ends: &Ends, meter: &Arc<Meter>) -> anyhow::Result<Comparison> {
     let mut comparison = Comparison::default();
-    let found = [projects(ends.source.as_ref()).await?, projects(ends.target.as_ref()).await?];
+    let mut found = [projects(ends.source.as_ref()).await?, projects(ends.target.as_ref()).await?];
+    found.iter_mut().flat_map(BTreeMap::values_mut).for_each(|project| *project = comparable(project));
     comparison.add_rows("project", &found, |totals| &mut totals.projects, Checksum::add_project, PartialEq::eq);
     let keys = [api_keys(ends.source.as_ref()).await?, api_keys(ends.target.as_ref()).await?];
     comparison.add_rows("API key", &keys, |totals| &mut totals.api_keys, Checksum::add_api_key, is_same);
+    comparison.add_events(ends).await?;
     // In their order, so that the checksum does not depend on who is faster.
     let mut running = VecDeque::new();
     let project_ids: BTreeSet<_> = found.iter().flat_map(BTreeMap::keys).collect();
@@ -87,15 +92,16 @@ impl Comparison {
     /// What either end holds, under one another.
     pub(super) fn table(&self) -> String {
         let mut table = String::new();
-        let titles = ["", "projects", "API keys", "sessions", "messages", "vectors", "SHA-256"].map(str::to_owned);
+        let titles =
+            ["", "projects", "API keys", "events", "sessions", "messages", "vectors", "SHA-256"].map(str::to_owned);
         let cells = [titles, self.source.cells("source"), self.target.cells("target")];
         let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
         for row in &cells {
             table.push_str(&format!("{:<6}", row[0]));
-            for (column, cell) in row.iter().enumerate().take(6).skip(1) {
+            for (column, cell) in row.iter().enumerate().take(7).skip(1) {
                 table.push_str(&format!("  {cell:>width$}", width = width(column)));
             }
-            table.push_str(&format!("  {}\n", row[6]));
+            table.push_str(&format!("  {}\n", row[7]));
         }
         table
     }
@@ -128,6 +134,32 @@ impl Comparison {
         }
     }
 
+    /// Adds the audit log of either end, the newest event first.
+    async fn add_events(&mut self, ends: &Ends) -> anyhow::Result<()> {
+        let (mut source, mut target) = (Events::of(ends.source.as_ref()), Events::of(ends.target.as_ref()));
+        let (mut one, mut other) = (source.next().await?, target.next().await?);
+        while let Some(id) = one.iter().chain(&other).map(|event| event.event_id).max() {
+            let is_next = |event: &AuditEvent| event.event_id == id;
+            let mut pair = [None, None];
+            if one.as_ref().is_some_and(is_next) {
+                pair[0] = std::mem::replace(&mut one, source.next().await?);
+            }
+            if other.as_ref().is_some_and(is_next) {
+                pair[1] = std::mem::replace(&mut other, target.next().await?);
+            }
+            for (event, totals) in pair.iter().zip([&mut self.source, &mut self.target]) {
+                let Some(event) = event else { continue };
+                totals.events += 1;
+                totals.checksum.add_audit_event(event);
+            }
+            let [one, other] = pair;
+            if one != other {
+                self.differ(differs(format!("audit event {id}"), one, other));
+            }
+        }
+        Ok(())
+    }
+
     async fn settle(&mut self, compared: Option<AbortOnDropHandle<anyhow::Result<Compared>>>) -> anyhow::Result<()> {
         let Compared { source, target, differences } = compared.context("nothing is being compared")?.await??;
         for (reading, totals) in [(source, &mut self.source), (target, &mut self.target)] {
@@ -147,11 +179,12 @@ impl Totals {
         self.checksum.clone().finish()
     }
 
-    fn cells(&self, end: &str) -> [String; 7] {
+    fn cells(&self, end: &str) -> [String; 8] {
         let count = |number: u64| HumanCount(number).to_string();
         let sum = self.sum().iter().map(|byte| format!("{byte:02x}")).collect();
         let (projects, api_keys) = (count(self.projects as u64), count(self.api_keys as u64));
-        [end.to_owned(), projects, api_keys, count(self.sessions), count(self.messages), count(self.vectors), sum]
+        let (events, sessions, messages) = (count(self.events), count(self.sessions), count(self.messages));
+        [end.to_owned(), projects, api_keys, events, sessions, messages, count(self.vectors), sum]
     }
 }
 

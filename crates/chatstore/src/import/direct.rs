@@ -17,8 +17,10 @@ use tokio::task::JoinSet;
 
 use super::Report;
 use super::lines::{Lines, parse};
+use crate::arguments::check_name;
+use crate::audit::audited;
 use crate::engine;
-use crate::projects::{self, check_name};
+use crate::projects;
 
 /// Conversations on their way into the store at once.
 const IN_FLIGHT_MAX: usize = 128;
@@ -38,8 +40,10 @@ pub(super) async fn import(
     let project = project.unwrap_or(DEFAULT_PROJECT);
     check_name("--project", project, NAME_BYTES_MAX)?;
     let open = engine::open_exclusive(config, &ctx, engine::lock(config, "import")?).await?;
-    let result = async {
+    let store = open.store.clone();
+    let result = audited(store.as_ref(), &ctx.clone(), "import", async |deed| {
         let project = projects::find_or_create(open.store.as_ref(), &ctx, project).await?;
+        deed.concerns(&project);
         let scope = Scope::project(project.project_id);
         let embed = open.store.get_embedding_source().await?.is_some();
         let rules = ImportRules { content_bytes_max: config.content_bytes_max, embed };
@@ -53,7 +57,7 @@ pub(super) async fn import(
             report,
         };
         importer.run(lines).await
-    }
+    })
     .await;
     // What was handed over is stored also when a later line could not be.
     open.store.close().await;

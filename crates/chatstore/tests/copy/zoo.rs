@@ -2,22 +2,30 @@
 
 use std::sync::Arc;
 
-use chatstore_core::api_keys::{ApiKey, KeyScopes, Permission, PresentedKey};
+use chatstore_core::api_keys::{
+    ApiKey, KeyDigest, KeyScopes, KeySettings, Permission, PresentedKey, PreviousDigest,
+};
 use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
+use chatstore_core::audit::{Actor, AuditEvent};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::embeddings::{NewEmbedding, Vector};
-use chatstore_core::ids::{MessageId, ProjectId};
+use chatstore_core::ids::{AuditEventId, MessageId, ProjectId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStatus, NewMessage};
-use chatstore_core::projects::Project;
+use chatstore_core::projects::{
+    Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings,
+};
+use chatstore_core::rates::{ClassRates, Rates};
 use chatstore_core::sessions::{NewSession, Session, SessionPatch};
 use chatstore_core::store::ExpectedVersion::Any;
-use chatstore_core::store::{Scope, Store};
+use chatstore_core::store::{Quotas, Scope, Store};
 
 /// More messages than a page holds, twice.
 pub(crate) const LONG: usize = 1_203;
 /// Two of them fill a page.
 const LARGE_BYTES: usize = 9 << 20;
+/// Events of each project that has some.
+pub(crate) const EVENTS_EACH: usize = 70;
 /// Stands in every text that a deletion erases.
 pub(crate) const ERASED: &str = "erased-words";
 const ODD_JSON: &str = "{ \"b\" :1.50 ,\n\t\"a\":1e400,\"a\" : [ ] , \"é\":\"\\u00e9\\ud83d\\ude00 😀\",\"n\":null }";
@@ -44,23 +52,13 @@ impl Keeper {
 
     pub(crate) async fn project(&self, name: &str, created_at: Timestamp) -> Scope {
         let project_id = self.ctx.new_project_id(self.ctx.now());
-        let project = Project { project_id, name: name.to_owned(), created_at };
+        let project = Project::new(project_id, name, created_at);
         Scope::project(self.store.create_project(project).await.unwrap().project_id)
     }
 
     pub(crate) async fn key(&self, change: impl FnOnce(&mut ApiKey)) -> ApiKey {
         let presented = PresentedKey::generate(&self.ctx);
-        let mut key = ApiKey {
-            key_id: presented.key_id().to_owned(),
-            project_id: ProjectId::DEFAULT,
-            name: "a key".to_owned(),
-            digest: presented.digest(),
-            scopes: KeyScopes::all(),
-            user_id: None,
-            created_at: self.ctx.now(),
-            expires_at: None,
-            revoked_at: None,
-        };
+        let mut key = ApiKey::new(&presented, ProjectId::DEFAULT, "a key", KeyScopes::all(), self.ctx.now());
         change(&mut key);
         self.store.create_api_key(key.clone()).await.unwrap();
         key
@@ -179,8 +177,80 @@ impl Keeper {
             key.created_at = long_ago;
             key.expires_at = Some(long_ago.plus_micros(1));
             key.revoked_at = Some(long_ago.plus_micros(2));
+            key.last_used_at = Some(long_ago.plus_micros(3));
+            key.previous = Some(PreviousDigest { digest: KeyDigest::of("before"), expires_at: long_ago });
+            key.settings = self.key_settings();
         })
         .await;
+        self.settings_and_secrets(empty.project_id).await;
+        self.events(empty.project_id).await;
+    }
+
+    fn key_settings(&self) -> KeySettings {
+        KeySettings {
+            limits: ClassRates { search: Rates::parse("1/day;2/second burst 9"), ..ClassRates::default() },
+            allowed_origins: vec!["https://app.example".to_owned()],
+            allowed_addresses: vec!["203.0.113.0/24".to_owned(), "::1/128".to_owned()],
+        }
+    }
+
+    /// A project with all that can be its own, the secret before included.
+    async fn settings_and_secrets(&self, project_id: ProjectId) {
+        let now = self.ctx.now();
+        for _ in 0..2 {
+            self.new_token_secret(project_id).await;
+        }
+        let public_key = TokenPublicKey {
+            key_id: Some("one".to_owned()),
+            algorithm: TokenAlgorithm::EdDSA,
+            public_key: ODD_TEXT.to_owned(),
+        };
+        let audience = Some("app".to_owned());
+        let patch = ProjectPatch {
+            name: None,
+            limits: Some(ClassRates { reads: Some(Rates::OFF), ..ClassRates::default() }),
+            quotas: Some(Quotas { messages_per_session: Some(1 << 53), ..Quotas::default() }),
+            tokens: Some(TokenSettings { public_keys: vec![public_key], audience, issuer: None }),
+        };
+        self.store.update_project(project_id, patch, now).await.unwrap();
+    }
+
+    pub(crate) async fn new_token_secret(&self, project_id: ProjectId) {
+        let (now, secret) = (self.ctx.now(), TokenSecret::generate(&self.ctx));
+        let until = now.plus_micros(3_600_000_000);
+        self.store.rotate_token_secret(project_id, Some(secret), until, now).await.unwrap();
+    }
+
+    /// More events than a page holds, also of a project that is no more.
+    async fn events(&self, project_id: ProjectId) {
+        let gone = self.project("gone", self.ctx.now()).await.project_id;
+        self.store.delete_project(gone, self.ctx.now()).await.unwrap();
+        for project_id in [ProjectId::DEFAULT, project_id, gone] {
+            for n in 0..EVENTS_EACH {
+                self.event(project_id, Actor::ALL[n % Actor::ALL.len()]).await;
+            }
+        }
+    }
+
+    pub(crate) async fn event(&self, project_id: ProjectId, actor: Actor) -> AuditEventId {
+        let now = self.ctx.now();
+        let is_command = actor == Actor::Command;
+        let text = |text: &str| (!is_command).then(|| text.to_owned());
+        let event = AuditEvent {
+            event_id: self.ctx.new_audit_event_id(now),
+            project_id,
+            created_at: now,
+            actor,
+            actor_id: text("0aZ"),
+            user_id: text(ODD_TEXT),
+            action: "delete_session".to_owned(),
+            target_id: text("target"),
+            outcome: "ok".to_owned(),
+            address: text("2001:db8::1"),
+            request_id: text("request"),
+        };
+        self.store.append_audit_events(vec![event.clone()]).await.unwrap();
+        event.event_id
     }
 
     async fn ordinary(&self, scope: &Scope) {

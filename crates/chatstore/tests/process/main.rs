@@ -8,6 +8,7 @@ mod keys;
 mod logs;
 mod neighbours;
 mod postgres;
+mod ruling;
 mod refusals;
 mod shutdown;
 #[path = "../support/mod.rs"]

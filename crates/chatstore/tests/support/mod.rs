@@ -247,6 +247,8 @@ pub(crate) struct Client {
     stream: BufReader<Box<dyn Duplex>>,
     /// Sent as `X-API-Key` if there is one.
     pub(crate) key: Option<String>,
+    /// More header lines, each with its line end.
+    headers: String,
 }
 
 impl Client {
@@ -267,11 +269,22 @@ impl Client {
                 Box::new(stream)
             }
         };
-        Ok(Self { stream: BufReader::new(stream), key: Some(API_KEY.to_owned()) })
+        Ok(Self { stream: BufReader::new(stream), key: Some(API_KEY.to_owned()), headers: String::new() })
     }
 
     pub(crate) fn with_key(mut self, key: &str) -> Self {
         self.key = Some(key.to_owned());
+        self
+    }
+
+    /// Presents a user token and no key.
+    pub(crate) fn with_token(mut self, token: &str) -> Self {
+        self.key = None;
+        self.with_header("authorization", &format!("Bearer {token}"))
+    }
+
+    pub(crate) fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
         self
     }
 
@@ -280,7 +293,7 @@ impl Client {
         let key = self.key.as_ref().map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
         let typed = body.map(|body| format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()));
         let (typed, body) = (typed.unwrap_or_default(), body.unwrap_or_default());
-        format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n{key}{typed}\r\n{body}")
+        format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n{key}{headers}{typed}\r\n{body}", headers = self.headers)
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

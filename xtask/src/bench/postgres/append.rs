@@ -27,6 +27,7 @@ fn append_script() -> String {
         "{RANDOM_SESSION}with moved as (
     update sessions s
     set last_seq = s.last_seq + 1, message_count = s.message_count + 1,
+        stored_bytes = s.stored_bytes + octet_length(:content::text) + 2,
         updated_at = greatest(s.updated_at, :now_us), updated_hour = greatest(s.updated_hour, :now_hour),
         last_message_at = greatest(s.last_message_at, :now_us),
         active_hour = case when s.last_message_at is null then :now_hour else greatest(s.active_hour, :now_hour) end

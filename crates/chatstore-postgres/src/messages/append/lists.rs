@@ -18,7 +18,10 @@ pub(super) struct Wanted<'a> {
     pub(super) project_ids: Vec<Uuid>,
     pub(super) user_ids: Vec<Option<&'a str>>,
     pub(super) messages: Vec<i64>,
+    /// The quota of each session.
+    pub(super) messages_max: Vec<Option<i64>>,
     pub(super) tokens: Vec<Option<i64>>,
+    pub(super) bytes: Vec<i64>,
     pub(super) now_us: Vec<i64>,
     pub(super) now_hours: Vec<i64>,
 }
@@ -34,6 +37,9 @@ impl<'a> Wanted<'a> {
             wanted.project_ids.push(first.scope.project_id.uuid());
             wanted.user_ids.push(first.scope.user_id.as_deref());
             wanted.messages.push(group.iter().map(|append| append.count()).sum());
+            let quota = first.scope.quotas.messages_per_session;
+            wanted.messages_max.push(quota.map(|max| i64::try_from(max).unwrap_or(i64::MAX)));
+            wanted.bytes.push(group.iter().map(|append| append.stored_bytes()).sum());
             wanted.tokens.push(group.iter().fold(None, |sum, append| plus_tokens(sum, append.tokens())));
             wanted.now_us.push(now.as_micros());
             wanted.now_hours.push(now.hour());

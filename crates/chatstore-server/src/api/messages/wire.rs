@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::body::{Body, Field, OneOrMany, parse_body};
 use crate::error::{ApiError, FieldError};
 use crate::openapi::{Example, anything, id, object, optional_id, optional_numbers, optional_object, status, time};
+use crate::quotas::AddsText;
 
 /// One message of a session.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -229,6 +230,8 @@ impl JsonSchema for AppendMessagesRequest {
     }
 }
 
+impl AddsText for AppendMessagesRequest {}
+
 impl Body for AppendMessagesRequest {
     fn read(bytes: &[u8]) -> Result<Self, ApiError> {
         parse_body(bytes)
@@ -305,6 +308,13 @@ pub struct UpdateMessageRequest {
 }
 
 impl Body for UpdateMessageRequest {}
+
+impl AddsText for UpdateMessageRequest {
+    fn adds_text(&self) -> bool {
+        let pieces = [&self.payload, &self.metadata, &self.context];
+        matches!(self.content, Field::Value(_)) || pieces.iter().any(|piece| matches!(piece, Field::Value(_)))
+    }
+}
 
 impl Example for UpdateMessageRequest {
     fn example() -> Value {

@@ -329,6 +329,7 @@ impl Draft {
             Some(text) => Some(SessionId::parse(&text).ok_or_else(|| ApiError::not_found("session"))?),
             None => session_id,
         };
+        let named = only_session(form, caller, named)?;
         let context = |messages: u64| u32::try_from(messages).unwrap_or(u32::MAX).min(SEARCH_CONTEXT_MAX);
         Ok(Search {
             form,
@@ -343,6 +344,19 @@ impl Draft {
             context_after: context(self.context_after),
             paging: self.paging,
         })
+    }
+}
+
+/// The session to look in, for a caller for whom only some exist.
+fn only_session(form: Form, caller: &Caller, named: Option<SessionId>) -> Result<Option<SessionId>, ApiError> {
+    match (named, caller.sessions.as_deref()) {
+        (None, Some([only])) => Ok(Some(*only)),
+        (None, Some(_)) => {
+            let detail = "is required, because the token is for some sessions: name one of them";
+            Err(ApiError::invalid_field(form.at("session_id"), detail))
+        }
+        (Some(session_id), _) if !caller.may_see(session_id) => Err(ApiError::not_found("session")),
+        (named, _) => Ok(named),
     }
 }
 

@@ -10,19 +10,19 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The tries of one operation.
-pub(super) struct Patience {
+pub(crate) struct Patience {
     pause: Duration,
     failed_first: Option<Instant>,
 }
 
 impl Patience {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { pause: PAUSE_MIN, failed_first: None }
     }
 
     /// Waits, longer each time, if the store was busy or away; gives any other error back, and that
     /// one too in the end. Whether an operation that failed so took effect is unknown.
-    pub(super) async fn after(&mut self, error: StoreError) -> Result<(), StoreError> {
+    pub(crate) async fn after(&mut self, error: StoreError) -> Result<(), StoreError> {
         let since = *self.failed_first.get_or_insert_with(Instant::now);
         if !matches!(error, StoreError::Busy | StoreError::Unavailable { .. }) || since.elapsed() >= TIMEOUT {
             return Err(error);
@@ -34,7 +34,7 @@ impl Patience {
 }
 
 /// What `read` finds, asked as often as it takes.
-pub(super) async fn patiently<T, F>(mut read: impl FnMut() -> F) -> Result<T, StoreError>
+pub(crate) async fn patiently<T, F>(mut read: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {

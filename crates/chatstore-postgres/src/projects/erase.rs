@@ -1,0 +1,42 @@
+//! Deleting the sessions of deleted projects: a batch in each transaction, by whichever replica comes first.
+
+use chatstore_core::clock::Timestamp;
+use chatstore_core::limits::ERASE_SESSIONS_BATCH;
+use futures_util::future::try_join_all;
+use uuid::Uuid;
+
+use crate::params::params;
+use crate::pool::{Db, Failure};
+use crate::sessions::{bury_session, session_columns, session_row};
+
+/// One that another replica is at is passed over.
+pub(super) const CLAIM_PROJECT: &str = "select project_id from projects
+    where deleted_at is not null and erased_at is null order by project_id limit 1 for no key update skip locked";
+pub(super) const LOCK_SESSIONS: &str = concat!(
+    "select ",
+    session_columns!(),
+    " from sessions s where s.project_id = $1 and s.deleted_at is null
+    order by s.created_at, s.session_id limit $2 for no key update"
+);
+pub(super) const UPDATE_ERASED: &str = "update projects set erased_at = greatest(deleted_at, $2) where project_id = $1";
+
+/// Deletes a batch of sessions of a deleted project; tells whether more may wait.
+///
+/// No session can come in behind the last: who makes one holds the project until it is committed, and its deletion
+/// waited for that. Later ones find no project.
+pub(super) async fn erase_some(db: &Db, now: Timestamp) -> Result<bool, Failure> {
+    let Some(row) = db.query_opt(CLAIM_PROJECT, &[]).await? else { return Ok(false) };
+    let project_id: Uuid = row.try_get(0)?;
+    let limit = i64::from(ERASE_SESSIONS_BATCH);
+    let rows = db.query(LOCK_SESSIONS, params![project_id, limit]).await?;
+    let sessions: Vec<_> = rows.iter().map(session_row).collect::<Result<_, _>>()?;
+    if let [first, rest @ ..] = sessions.as_slice() {
+        bury_session(db, first, now).await?;
+        // Sent one behind the other, without waiting for each answer, now that the statements are prepared.
+        try_join_all(rest.iter().map(|session| bury_session(db, session, now))).await?;
+    }
+    if sessions.len() < ERASE_SESSIONS_BATCH as usize {
+        db.execute(UPDATE_ERASED, params![project_id, now.as_micros()]).await?;
+    }
+    Ok(true)
+}

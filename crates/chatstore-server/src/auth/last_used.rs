@@ -1,0 +1,94 @@
+//! When keys were last used: noted in memory, and stored beside the requests, at most once a minute a key.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chatstore_core::clock::Timestamp;
+use chatstore_core::store::{Store, StoreError};
+use tokio::task::JoinHandle;
+
+use super::credentials::KnownKey;
+use crate::app::App;
+
+/// Between two uses of a key that are noted, in microseconds.
+const NOTED_EVERY_US: i64 = 60_000_000;
+/// Keys whose use is noted at the same time; of more, the use is noted later.
+const KEYS_MAX: usize = 10_000;
+/// Uses that are stored in one transaction.
+const BATCH: usize = 500;
+/// Between two transactions.
+pub const FLUSH_PAUSE: Duration = Duration::from_secs(5);
+
+/// The uses of keys that were noted a moment ago.
+#[derive(Default)]
+pub struct LastUses(Mutex<HashMap<String, Use>>);
+
+#[derive(Clone, Copy)]
+struct Use {
+    at: Timestamp,
+    is_stored: bool,
+}
+
+impl LastUses {
+    /// Notes a use of a key, unless one was noted within the minute.
+    pub(super) fn note(&self, known: &KnownKey, now: Timestamp) {
+        let is_recent = |at: Timestamp| now < at.plus_micros(NOTED_EVERY_US);
+        if known.key.last_used_at.is_some_and(is_recent) || known.is_noted.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut uses = self.uses();
+        let key_id = &known.key.key_id;
+        let before = uses.get(key_id);
+        if before.is_none() && uses.len() >= KEYS_MAX {
+            return;
+        }
+        if before.is_none_or(|before| !is_recent(before.at)) {
+            uses.insert(key_id.clone(), Use { at: now, is_stored: false });
+        }
+        known.is_noted.store(true, Ordering::Relaxed);
+    }
+
+    /// Stores what was noted. What the store does not take waits for the next time.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn flush(&self, store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
+        let noted: Vec<(String, Timestamp)> = {
+            let mut uses = self.uses();
+            uses.retain(|_, it| !it.is_stored || now < it.at.plus_micros(NOTED_EVERY_US));
+            uses.iter().filter(|(_, it)| !it.is_stored).map(|(key_id, it)| (key_id.clone(), it.at)).collect()
+        };
+        for batch in noted.chunks(BATCH) {
+            store.note_api_key_uses(batch.to_vec()).await?;
+            let mut uses = self.uses();
+            for (key_id, at) in batch {
+                if let Some(it) = uses.get_mut(key_id).filter(|it| it.at == *at) {
+                    it.is_stored = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn uses(&self) -> MutexGuard<'_, HashMap<String, Use>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stores, every `pause`, when keys were last used, and once more when the application is told to stop.
+pub fn start(app: App, pause: Duration) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while !app.shutdown.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = app.shutdown.cancelled() => {}
+            }
+            match app.last_uses.flush(app.store.as_ref(), app.ctx.now()).await {
+                Ok(()) | Err(StoreError::Busy) => {}
+                Err(error) => tracing::warn!(%error, "the last use of keys cannot be stored"),
+            }
+        }
+    })
+}
