@@ -162,6 +162,7 @@ async fn plans_that_were_made_for_empty_tables_still_walk_keys_when_these_have_g
         prepared.push((form, statement));
     }
     let mut faults = Vec::new();
+    check_access_lists(&ours, &rows, &mut faults).await;
     // Erasing has time until the tables are analyzed.
     check_keys(&ours, &[sessions::erase::ERASE_MESSAGES], &mut faults).await;
     rows.store(&owner, false).await;

@@ -184,9 +184,14 @@ async fn the_servers_role_reads_and_writes_rows_and_nothing_else() {
             assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
         }
     }
-    for statement in
-        ["create table more (n int)", "create schema more", "delete from schema_migrations", "delete from installation"]
-    {
+    for statement in [
+        "create table more (n int)",
+        "create schema more",
+        "delete from schema_migrations",
+        "delete from installation",
+        "update audit_events set outcome = 'ok'",
+        "delete from audit_events",
+    ] {
         let error = app.batch_execute(statement).await.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }

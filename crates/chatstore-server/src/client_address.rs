@@ -35,7 +35,6 @@ fn forwarded(headers: &HeaderMap, nth: usize) -> Option<IpAddr> {
         (true, false) => listed(),
         (false, _) => standard(),
     }
-    .map(|address| address.to_canonical())
 }
 
 /// An entry of a list that stands in one or more lines. It is read from the right, so that nothing a client wrote on
@@ -120,7 +119,7 @@ fn parameter_value(text: &str) -> Option<(Cow<'_, str>, &str)> {
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    bare.parse().ok().or_else(with_port)
+    bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]

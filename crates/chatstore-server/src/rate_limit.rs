@@ -136,8 +136,7 @@ impl Limiter {
     }
 
     fn count_here(&self, limits: &Limits<'_>, replicas: u32) -> Vec<Verdict> {
-        let now_ns = u64::try_from(self.ctx.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.memory.count(limits, replicas, now_ns)
+        self.memory.count(limits, replicas, || u64::try_from(self.ctx.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
     fn limits<'a>(&'a self, account: &Account<'a>, class: RequestClass) -> Limits<'a> {

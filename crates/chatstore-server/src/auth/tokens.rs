@@ -179,7 +179,7 @@ impl<'a> Presented<'a> {
         let now = now.as_micros().div_euclid(1_000_000);
         let (skew, life) = (TOKEN_SKEW_SECONDS.cast_signed(), TOKEN_SECONDS_MAX.cast_signed());
         let is_short = claims.exp <= now + life + skew;
-        let has_begun = claims.nbf.is_none_or(|nbf| nbf <= now + skew);
+        let has_begun = claims.nbf.max(claims.iat).is_none_or(|begin| begin <= now + skew);
         if !(is_signed && is_for_here && is_short && has_begun) {
             return Err(Fault::Invalid);
         }

@@ -53,24 +53,33 @@ impl Memory {
     }
 
     /// What each rate of each limit, shared by so many servers, says of one request at `now_ns`; if all admit it, it
-    /// is counted.
-    pub(super) fn count(&self, limits: &Limits<'_>, sharers: u32, now_ns: u64) -> Vec<Verdict> {
+    /// is counted. The clock is read when nobody else can count on these buckets.
+    pub(super) fn count(&self, limits: &Limits<'_>, sharers: u32, now_ns: impl FnOnce() -> u64) -> Vec<Verdict> {
         // Everybody takes the locks in the order of the dimensions, and of each only one.
-        let mut held: Vec<(MutexGuard<'_, Vec<Slot>>, BucketId)> = Vec::with_capacity(limits.len());
-        let mut verdicts = Vec::with_capacity(limits.len());
-        for (map, limit) in self.maps.iter().zip(limits) {
-            let Some(limit) = limit else { continue };
-            let id = self.id(limit);
-            let slots = map.lock(id);
+        let wanted = self.maps.iter().zip(limits).filter_map(|(map, limit)| Some((map, limit.as_ref()?)));
+        let mut held: Vec<_> = wanted
+            .map(|(map, limit)| {
+                let id = self.id(limit);
+                (map.lock(id), id, limit)
+            })
+            .collect();
+        let now_ns = now_ns();
+        let mut verdicts = Vec::with_capacity(held.len());
+        for (slots, id, limit) in &mut held {
             for (nth, rate) in limit.rates.iter().enumerate() {
-                let full_at_ns = find(&slots, id, nth).map_or(0, |at| slots[at][2]);
-                verdicts.push(rate.share(sharers).decide(full_at_ns, now_ns));
+                let share = rate.share(sharers);
+                let full_at_ns = find(slots, *id, nth).map_or(0, |at| {
+                    // What a wider rate left before it was changed locks nobody out.
+                    let window_ns = share.interval_ns.saturating_mul(u64::from(share.burst));
+                    slots[at][2] = slots[at][2].min(now_ns.saturating_add(window_ns));
+                    slots[at][2]
+                });
+                verdicts.push(share.decide(full_at_ns, now_ns));
             }
-            held.push((slots, id));
         }
         if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Admit { .. })) {
             let mut admitted = verdicts.iter();
-            for ((slots, id), limit) in held.iter_mut().zip(limits.iter().flatten()) {
+            for (slots, id, limit) in &mut held {
                 for (nth, verdict) in (0..limit.rates.len()).zip(&mut admitted) {
                     if let Verdict::Admit { full_at_ns, .. } = verdict {
                         let at = find(slots, *id, nth).unwrap_or_else(|| least(slots, *id, nth));
@@ -174,13 +183,13 @@ mod tests {
     fn each_rate_and_each_subject_has_a_bucket_of_its_own() {
         let memory = memory();
         let two = rates("2/second;3/minute");
-        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, 0)));
-        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, 0)));
-        let refused = memory.count(&of_address(&two, 1), 1, 0);
+        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, || 0)));
+        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, || 0)));
+        let refused = memory.count(&of_address(&two, 1), 1, || 0);
         assert!(matches!(refused[..], [Verdict::Refuse { wait_ns: 500_000_000 }, Verdict::Admit { remaining: 0, .. }]));
-        assert!(is_admitted(&memory.count(&of_address(&two, 2), 1, 0)));
-        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, 500_000_000)));
-        let refused = memory.count(&of_address(&two, 1), 1, 2_000_000_000);
+        assert!(is_admitted(&memory.count(&of_address(&two, 2), 1, || 0)));
+        assert!(is_admitted(&memory.count(&of_address(&two, 1), 1, || 500_000_000)));
+        let refused = memory.count(&of_address(&two, 1), 1, || 2_000_000_000);
         assert!(matches!(refused[..], [Verdict::Admit { .. }, Verdict::Refuse { wait_ns: 18_000_000_000 }]));
     }
 
@@ -189,11 +198,11 @@ mod tests {
         let memory = memory();
         let (one, many) = (rates("1/minute"), rates("10/minute"));
         let both = || [limit(Dimension::Global, &many, 0), None, limit(Dimension::Key, &one, 1), None];
-        assert!(is_admitted(&memory.count(&both(), 1, 0)));
+        assert!(is_admitted(&memory.count(&both(), 1, || 0)));
         for _ in 0..20 {
-            assert!(!is_admitted(&memory.count(&both(), 1, 0)));
+            assert!(!is_admitted(&memory.count(&both(), 1, || 0)));
         }
-        let other = memory.count(&[limit(Dimension::Global, &many, 0), None, None, None], 1, 0);
+        let other = memory.count(&[limit(Dimension::Global, &many, 0), None, None, None], 1, || 0);
         assert!(matches!(other[..], [Verdict::Admit { remaining: 8, .. }]));
     }
 
@@ -201,10 +210,20 @@ mod tests {
     fn a_share_of_a_limit_is_its_part() {
         let memory = memory();
         let rate = rates("6/second");
-        let admitted = (0..10).filter(|_| is_admitted(&memory.count(&of_address(&rate, 1), 3, 0))).count();
+        let admitted = (0..10).filter(|_| is_admitted(&memory.count(&of_address(&rate, 1), 3, || 0))).count();
         assert_eq!(admitted, 2);
-        assert!(!is_admitted(&memory.count(&of_address(&rate, 1), 3, 499_999_999)));
-        assert!(is_admitted(&memory.count(&of_address(&rate, 1), 3, 500_000_500)));
+        assert!(!is_admitted(&memory.count(&of_address(&rate, 1), 3, || 499_999_999)));
+        assert!(is_admitted(&memory.count(&of_address(&rate, 1), 3, || 500_000_500)));
+    }
+
+    #[test]
+    fn a_rate_that_was_changed_locks_nobody_out() {
+        let memory = memory();
+        let (before, after) = (rates("1/day burst 100"), rates("10/second"));
+        while is_admitted(&memory.count(&of_address(&before, 1), 1, || 0)) {}
+        let refused = memory.count(&of_address(&after, 1), 1, || 1);
+        assert_eq!(refused, [Verdict::Refuse { wait_ns: 100_000_000 }]);
+        assert!(is_admitted(&memory.count(&of_address(&after, 1), 1, || 100_000_001)));
     }
 
     #[test]
@@ -212,16 +231,16 @@ mod tests {
         let memory = memory();
         let (rate, slow) = (rates("100/minute"), rates("1/day"));
         let key = || [None, None, limit(Dimension::Key, &slow, 1), None];
-        assert!(is_admitted(&memory.count(&key(), 1, 0)));
-        while is_admitted(&memory.count(&of_address(&rate, 0), 1, 0)) {}
+        assert!(is_admitted(&memory.count(&key(), 1, || 0)));
+        while is_admitted(&memory.count(&of_address(&rate, 0), 1, || 0)) {}
         for address in 1..=1_000_000 {
-            assert!(is_admitted(&memory.count(&of_address(&rate, address), 1, 0)));
+            assert!(is_admitted(&memory.count(&of_address(&rate, address), 1, || 0)));
         }
         let addresses = held(&memory) - 1;
         assert!(addresses <= RATE_BUCKETS_ADDRESSES_MAX, "{addresses}");
         assert!(addresses > RATE_BUCKETS_ADDRESSES_MAX * 9 / 10, "{addresses}");
-        assert!(!is_admitted(&memory.count(&key(), 1, 0)));
-        assert!(!is_admitted(&memory.count(&of_address(&rate, 0), 1, 0)));
+        assert!(!is_admitted(&memory.count(&key(), 1, || 0)));
+        assert!(!is_admitted(&memory.count(&of_address(&rate, 0), 1, || 0)));
     }
 
     #[test]
@@ -229,14 +248,15 @@ mod tests {
         let memory = memory();
         let (fast, slow) = (rates("1/second"), rates("1/minute"));
         for address in 0..10_000 {
-            memory.count(&of_address(&slow, address), 1, 0);
+            memory.count(&of_address(&slow, address), 1, || 0);
         }
         for address in 10_000..200_000 {
-            memory.count(&of_address(&fast, address), 1, address * 250_000);
+            memory.count(&of_address(&fast, address), 1, || address * 250_000);
         }
         // What still owes at the end was never pushed out by what no longer does.
         let now_ns = 59_000_000_000;
-        let kept = (0..10_000).filter(|address| !is_admitted(&memory.count(&of_address(&slow, *address), 1, now_ns)));
+        let kept =
+            (0..10_000).filter(|address| !is_admitted(&memory.count(&of_address(&slow, *address), 1, || now_ns)));
         assert_eq!(kept.count(), 10_000);
     }
 
@@ -247,7 +267,7 @@ mod tests {
         let limits = || [limit(Dimension::Global, &rate, 0), limit(Dimension::Address, &rate, 1), None, None];
         let admitted: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| (0..200).filter(|_| is_admitted(&memory.count(&limits(), 1, 0))).count()))
+                .map(|_| scope.spawn(|| (0..200).filter(|_| is_admitted(&memory.count(&limits(), 1, || 0))).count()))
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
@@ -268,7 +288,7 @@ mod tests {
             let mut now_ns = 0;
             for _ in 0..5 {
                 let refused = loop {
-                    let verdicts = memory.count(&limits(), sharers, now_ns);
+                    let verdicts = memory.count(&limits(), sharers, || now_ns);
                     if !is_admitted(&verdicts) {
                         break verdicts;
                     }
@@ -278,9 +298,9 @@ mod tests {
                     Verdict::Admit { .. } => None,
                 });
                 let wait_ns = waits.max().unwrap();
-                prop_assert!(!is_admitted(&memory.count(&limits(), sharers, now_ns + wait_ns - 1)));
+                prop_assert!(!is_admitted(&memory.count(&limits(), sharers, || now_ns + wait_ns - 1)));
                 now_ns += wait_ns;
-                prop_assert!(is_admitted(&memory.count(&limits(), sharers, now_ns)));
+                prop_assert!(is_admitted(&memory.count(&limits(), sharers, || now_ns)));
             }
         }
     }

@@ -33,32 +33,33 @@ const WINDOW_NS_MAX: u64 = 1 << 62;
 
 /// Decides one request. Each key is a bucket: the second and nanosecond, by the server's clock, at which it is full
 /// again; its arguments are the rate's interval and window in nanoseconds. Answers what each bucket owes before the
-/// request. Seconds stand apart, as the numbers here are exact only to 2^53. A debt is never more than a window, so
-/// that a clock that was set back locks nobody out.
+/// request. Seconds stand apart, as the numbers here are exact only to 2^53. A debt beyond a window, from before the
+/// clock was set back or the rate was changed, is cut to it at once, so that it locks nobody out.
 const COUNT: &str = r"
 local time = redis.call('TIME')
 local now_s, now_ns = tonumber(time[1]), tonumber(time[2]) * 1000
+local function keep(key, owed)
+  local full_ns = now_ns + owed
+  local seconds = math.floor(full_ns / 1e9)
+  local state = string.format('%.0f %.0f', now_s + seconds, full_ns - seconds * 1e9)
+  redis.call('SET', key, state, 'PX', string.format('%.0f', math.ceil(owed / 1e6) + 1))
+end
 local states = redis.call('MGET', unpack(KEYS))
 local debts, is_admitted = {}, true
 for i = 1, #KEYS do
   local interval, window = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-  local debt = 0
-  if states[i] then
-    local s, ns = string.match(states[i], '^(%d+) (%d+)$')
-    if s then
-      debt = math.min(math.max((tonumber(s) - now_s) * 1e9 + (tonumber(ns) - now_ns), 0), window)
-    end
+  local s, ns = string.match(states[i] or '', '^(%d+) (%d+)$')
+  local debt = s and math.max((tonumber(s) - now_s) * 1e9 + (tonumber(ns) - now_ns), 0) or 0
+  if debt > window then
+    debt = window
+    keep(KEYS[i], window)
   end
   debts[i] = debt
   is_admitted = is_admitted and debt + interval <= window
 end
 if is_admitted then
   for i = 1, #KEYS do
-    local owed = debts[i] + tonumber(ARGV[2 * i - 1])
-    local full_ns = now_ns + owed
-    local seconds = math.floor(full_ns / 1e9)
-    local state = string.format('%.0f %.0f', now_s + seconds, full_ns - seconds * 1e9)
-    redis.call('SET', KEYS[i], state, 'PX', string.format('%.0f', math.ceil(owed / 1e6) + 1))
+    keep(KEYS[i], debts[i] + tonumber(ARGV[2 * i - 1]))
   end
 end
 return debts

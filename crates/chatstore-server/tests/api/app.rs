@@ -38,7 +38,7 @@ pub(crate) enum Engine {
 
 /// Where a store stands; it goes when the test ends.
 enum Place {
-    Folder(#[expect(dead_code, reason = "it is kept, not read")] TempDir),
+    Folder(TempDir),
     Database(#[expect(dead_code, reason = "it is kept, not read")] TestDatabase),
 }
 
@@ -87,13 +87,14 @@ pub(crate) use api_tests;
 
 /// A running application. `default` is the project of `API_KEY`, `other` a second one.
 pub(crate) struct TestApp {
+    pub(crate) engine: Engine,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) ctx: Ctx,
     pub(crate) other: ProjectId,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
     personas: Arc<Personas>,
-    _place: Arc<Place>,
+    place: Arc<Place>,
 }
 
 struct Personas {
@@ -142,7 +143,8 @@ impl TestApp {
         let revoked = PresentedKey::parse(&personas.revoked).unwrap();
         store.revoke_api_key(&Authority::host(), revoked.key_id(), ctx.now()).await.unwrap();
         let (router, shutdown) = build(store.clone(), &ctx, access(), limits()).await;
-        Self { store, ctx, other, router, shutdown, personas: Arc::new(personas), _place: Arc::new(place) }
+        let (personas, place) = (Arc::new(personas), Arc::new(place));
+        Self { engine, store, ctx, other, router, shutdown, personas, place }
     }
 
     /// The same application with another store in front of its own, or with other limits.
@@ -168,8 +170,16 @@ impl TestApp {
     ) -> Self {
         let store = wrap(self.store.clone());
         let (router, shutdown) = build(store.clone(), &self.ctx, access, limits).await;
-        let (personas, _place) = (self.personas.clone(), self._place.clone());
-        Self { store, ctx: self.ctx.clone(), other: self.other, router, shutdown, personas, _place }
+        let (personas, place) = (self.personas.clone(), self.place.clone());
+        let (engine, ctx, other) = (self.engine, self.ctx.clone(), self.other);
+        Self { engine, store, ctx, other, router, shutdown, personas, place }
+    }
+
+    /// All bytes of the files of SQLite.
+    pub(crate) fn file_bytes(&self) -> Vec<u8> {
+        let Place::Folder(folder) = &*self.place else { panic!("PostgreSQL has files of its own") };
+        let files = std::fs::read_dir(folder.path()).unwrap();
+        files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
     }
 
     /// Stores a key and gives its text.

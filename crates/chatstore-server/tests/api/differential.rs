@@ -23,7 +23,7 @@ use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use crate::app::{Engine, ROOT_KEY, TestApp, limits};
+use crate::app::{ROOT_KEY, Engine, TestApp, access, limits};
 use values::Dice;
 use world::World;
 
@@ -85,7 +85,7 @@ impl Side {
         ];
         let shutdown = CancellationToken::new();
         let ctx = Ctx::fixed(Timestamp::parse("2026-01-16T12:00:00Z").unwrap(), STEP_US, seed);
-        let served = App::new(app.store.clone(), ctx, Some(ROOT_KEY), limits(), shutdown.clone()).await.unwrap();
+        let served = App::new(app.store.clone(), ctx, access(), limits(), shutdown.clone()).await.unwrap();
         Self { app, router: router::router(served), keys, _shutdown: shutdown }
     }
 

@@ -14,7 +14,7 @@ use chatstore_server::router;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{ROOT_KEY, TestApp, api_tests, limits};
+use crate::app::{ROOT_KEY, TestApp, access, api_tests, limits};
 use crate::client::{Client, Reply, text};
 use crate::provider::{Answer, DIMENSIONS, Provider, embedder, vector_of};
 
@@ -55,7 +55,7 @@ fn list(session_id: &str) -> String {
 
 /// A client of the same store with other settings.
 async fn with_embeddings(app: &TestApp, source: Option<Arc<Embedder>>, dimensions: Option<usize>) -> Client {
-    let served = App::new(app.store.clone(), app.ctx.clone(), Some(ROOT_KEY), limits(), CancellationToken::new()).await;
+    let served = App::new(app.store.clone(), app.ctx.clone(), access(), limits(), CancellationToken::new()).await;
     let served = served.unwrap().with_embeddings(source, dimensions);
     Client::new(router::router(served)).with("x-api-key", ROOT_KEY)
 }

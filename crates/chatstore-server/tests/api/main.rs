@@ -9,8 +9,10 @@ mod provider;
 mod schema;
 
 mod api_keys;
+mod audit;
 mod auth;
 mod bytes;
+mod canary;
 mod differential;
 mod embedder;
 mod embeddings;
@@ -26,6 +28,7 @@ mod openapi;
 mod paging;
 mod preconditions;
 mod projects;
+mod quotas;
 mod search;
 mod sessions;
 mod socket;

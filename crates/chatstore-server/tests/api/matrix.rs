@@ -1,6 +1,8 @@
 //! Every operation × every id it takes × whose id it is: what belongs to another is neither seen,
 //! nor changed, nor told apart from what is not there.
 
+mod personas;
+
 use axum::body::Body;
 use axum::http::Method;
 use chatstore_core::ids::ProjectId;
@@ -71,6 +73,11 @@ fn places(operation: &str) -> &'static [Place] {
         "set_embedding" => &[HeaderUser, PathMessage],
         // They take none, and are refused to who speaks for one user.
         "get_embedding_backlog" | "retry_parked_embeddings" => &[],
+        // About whole projects, and refused to who speaks for one user: `personas`, `api_keys`, `projects`, `audit`.
+        "list_api_keys" | "create_api_key" | "get_api_key" | "update_api_key" | "revoke_api_key" | "rotate_api_key" => &[],
+        "list_projects" | "create_project" | "get_project" | "update_project" | "delete_project" => &[],
+        "get_own_project" | "update_own_project" | "rotate_token_secret" | "delete_token_secret" => &[],
+        "create_token" | "list_audit_events" => &[],
         "import_sessions" => &[HeaderUser, ImportUser, ImportSession, ImportMessage, ImportParent],
         operation => panic!("`{operation}` is new: say here which ids it takes, and where"),
     }

@@ -244,6 +244,7 @@ fn forged(world: &World) -> Vec<(String, String)> {
         json!({"nbf": now.to_string()}),
         json!({"nbf": null}),
         json!({"iat": "today"}),
+        json!({"iat": now + 40}),
         json!({"aud": "elsewhere"}),
         json!({"aud": ""}),
         json!({"aud": "Chatstore"}),

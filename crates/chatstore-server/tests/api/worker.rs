@@ -19,7 +19,7 @@ use chatstore_server::worker::{self, WorkerPace};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{ROOT_KEY, STEP_US, TestApp, api_tests, limits};
+use crate::app::{STEP_US, TestApp, access, api_tests, limits};
 use crate::provider::{Answer, PROBE, Provider, embedder, vector_of};
 
 api_tests! {
@@ -85,7 +85,7 @@ impl Process {
     }
 
     async fn start_with(test: &TestApp, embedder: Arc<Embedder>, pace: WorkerPace) -> Self {
-        let app = App::new(test.store.clone(), test.ctx.clone(), Some(ROOT_KEY), limits(), CancellationToken::new());
+        let app = App::new(test.store.clone(), test.ctx.clone(), access(), limits(), CancellationToken::new());
         let app = app.await.unwrap().with_embeddings(Some(embedder.clone()), None);
         let worker = worker::start(app.clone(), pace);
         eventually("it has looked at what was there before", async || {
@@ -621,7 +621,7 @@ async fn a_worker_of_the_old_model_leaves_the_new_ones_work(app: TestApp) {
 }
 
 async fn words_are_indexed_anew_without_a_source(app: TestApp) {
-    let application = App::new(app.store.clone(), app.ctx.clone(), None, limits(), CancellationToken::new());
+    let application = App::new(app.store.clone(), app.ctx.clone(), access(), limits(), CancellationToken::new());
     let application = application.await.unwrap();
     let session = app.session().await;
     app.append(session, &["one", "two", "three"]).await;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{SEARCH, found, hits, search, session_of};
-use crate::app::{ROOT_KEY, TestApp, api_tests, limits};
+use crate::app::{ROOT_KEY, TestApp, access, api_tests, limits};
 use crate::client::{Client, text};
 use crate::provider::{Answer, DIMENSIONS, Provider, embedder, vector_of};
 
@@ -53,7 +53,7 @@ async fn vectors(client: &Client, messages: &[(&str, &[f64])]) -> String {
 
 /// A client of the same store with an embedding source.
 async fn with_source(app: &TestApp, source: Arc<Embedder>) -> Client {
-    let served = App::new(app.store.clone(), app.ctx.clone(), Some(ROOT_KEY), limits(), CancellationToken::new()).await;
+    let served = App::new(app.store.clone(), app.ctx.clone(), access(), limits(), CancellationToken::new()).await;
     let served = served.unwrap().with_embeddings(Some(source), None);
     Client::new(router::router(served)).with("x-api-key", ROOT_KEY)
 }
