@@ -324,6 +324,14 @@ mod tests {
         assert_eq!((page.items, page.next), (vec![1, 2], None));
     }
 
+    #[test]
+    fn a_derived_secret_is_of_its_key_and_purpose_alone() {
+        let derive = |key, purpose: &[u8]| CursorKey::new([key; 32]).derive(purpose);
+        assert_eq!(derive(7, b"a"), derive(7, b"a"));
+        assert_ne!(derive(7, b"a"), derive(7, b"b"));
+        assert_ne!(derive(7, b"a"), derive(8, b"a"));
+    }
+
     proptest! {
         #[test]
         fn cursors_come_back(seq in any::<i64>(), us in -1_000_000_000_000i64..1_000_000_000_000, id in any::<[u8; 16]>(), marks in any::<Vec<u32>>(), binding in any::<Vec<u8>>()) {

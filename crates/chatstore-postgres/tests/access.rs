@@ -9,14 +9,13 @@ use chatstore_core::api_keys::{ApiKey, ApiKeyStore as _, KeyScopes, PresentedKey
 use chatstore_core::archive::{ArchiveIdentity, ArchiveStore as _, ArchivedSession};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::conformance::join_all;
-use chatstore_core::embeddings::NewEmbedding;
-use chatstore_core::embeddings::Vector;
+use chatstore_core::embeddings::{NewEmbedding, Vector};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStore as _, NewMessage};
 use chatstore_core::projects::{Project, ProjectStore as _};
 use chatstore_core::sessions::{NewSession, Session, SessionStore as _};
-use chatstore_core::store::{ExpectedVersion, Quotas, Scope, StoreError};
+use chatstore_core::store::{ExpectedVersion, Quotas, Scope, Store as _, StoreError};
 use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore, migrate};
 use tokio_postgres::{Client, NoTls};
@@ -304,7 +303,7 @@ async fn appends_with_quotas_share_commits() {
     let scope = Scope { quotas: Quotas { messages_per_session: Some(8), ..Quotas::default() }, ..free.clone() };
     let sessions = join_all((0..8).map(|_| engine.session(&free))).await;
     let owner = engine.owner().await;
-    let before = chatstore_core::store::Store::stats(&*engine.store);
+    let before = engine.store.stats();
     owner.batch_execute("begin; select 1 from sessions for update").await.unwrap();
     let appends = (0..80).map(|n| {
         let session = &sessions[n % 8];
@@ -315,14 +314,14 @@ async fn appends_with_quotas_share_commits() {
     let past = Err(StoreError::QuotaExceeded { quota: "messages_per_session", max: 8 });
     assert_eq!(stored.iter().filter(|stored| stored.is_ok()).count(), 64);
     assert_eq!(stored.iter().filter(|stored| **stored == past).count(), 16);
-    // Nothing keeps together those that fit.
+    // Those that fit go together.
     let session = engine.session(&free).await;
-    let between = chatstore_core::store::Store::stats(&*engine.store);
+    let between = engine.store.stats();
     owner.batch_execute("begin; select 1 from sessions for update").await.unwrap();
     let appends: Vec<_> = (0..8).map(|_| engine.append(&scope, &session, vec![engine.new_message(&session)])).collect();
     let (stored, ()) = tokio::join!(join_all(appends), async { owner.batch_execute("rollback").await.unwrap() });
     assert!(stored.iter().all(Result::is_ok), "{stored:?}");
-    let after = chatstore_core::store::Store::stats(&*engine.store);
+    let after = engine.store.stats();
     assert_eq!(after.appends - before.appends, 72);
     assert!(after.commits - between.commits <= 2, "{} commits", after.commits - between.commits);
     assert_eq!(count(&owner, WRONG_SESSIONS).await, 0);

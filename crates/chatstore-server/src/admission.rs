@@ -216,3 +216,111 @@ pub async fn admit(app: App, priority: Priority, mut request: Request, next: Nex
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    fn admission(requests_max: usize) -> Admission {
+        Admission::new(requests_max, Ctx::system())
+    }
+
+    fn enter(admission: &Admission, priority: Priority) -> Option<Result<Place, ApiError>> {
+        admission.enter(priority).now_or_never()
+    }
+
+    /// Makes the queue older than it is.
+    fn age(admission: &Admission, by: Duration) {
+        let mut queue = admission.0.queue();
+        queue.began -= by;
+        queue.faded_at -= by;
+    }
+
+    #[tokio::test]
+    async fn places_are_given_in_turn() {
+        let admission = admission(1);
+        let first = admission.enter(Priority::Usual).await.unwrap();
+        let (mut second, mut third) =
+            (Box::pin(admission.enter(Priority::Usual)), Box::pin(admission.enter(Priority::Usual)));
+        assert!(second.as_mut().now_or_never().is_none() && third.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(third.as_mut().now_or_never().is_none());
+        let second = second.await.unwrap();
+        drop(second);
+        drop(third.await.unwrap());
+        assert_eq!(admission.0.queue().waiting, 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_turns_everybody_away() {
+        let admission = admission(2);
+        let places = [admission.enter(Priority::Usual).await.unwrap(), admission.enter(Priority::Usual).await.unwrap()];
+        let mut waiting = Vec::new();
+        for _ in 0..2 * WAITING_PER_PLACE {
+            let mut entering = Box::pin(admission.enter(Priority::High));
+            assert!(entering.as_mut().now_or_never().is_none());
+            waiting.push(entering);
+        }
+        for priority in [Priority::Usual, Priority::High] {
+            let refused = enter(&admission, priority).unwrap().err().unwrap();
+            let refused = refused.render("id");
+            assert_eq!(refused.status(), 503);
+            let pause: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=5).contains(&pause), "{pause}");
+        }
+        // Whoever goes away while waiting makes room.
+        waiting.pop();
+        assert!(enter(&admission, Priority::High).is_none());
+        drop(places);
+        for entering in waiting {
+            assert!(entering.await.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn where_nothing_gets_done_only_what_must_be_waits() {
+        let admission = admission(1);
+        let _hung = admission.enter(Priority::Usual).await.unwrap();
+        let mut first = Box::pin(admission.enter(Priority::Usual));
+        assert!(first.as_mut().now_or_never().is_none());
+        age(&admission, Duration::from_secs(2));
+        assert!(enter(&admission, Priority::Usual).unwrap().is_err());
+        assert!(enter(&admission, Priority::High).is_none());
+    }
+
+    #[test]
+    fn the_wait_is_foreseen_from_the_pace() {
+        let start = Instant::now();
+        let mut queue = Queue { waiting: 10, began: start, freed: 0.0, faded_at: start };
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(queue.expected_wait(at(50)), 0.0);
+        for n in 1..=100 {
+            queue.note_freed(at(n * 10));
+        }
+        let wait = queue.expected_wait(at(1_000));
+        assert!((0.09..=0.12).contains(&wait), "{wait}");
+        // A short rest changes little, a long one is a standstill.
+        assert!(queue.expected_wait(at(1_300)) < 0.2);
+        assert!(queue.expected_wait(at(6_000)) > WAIT_MAX.as_secs_f64());
+        queue.waiting = 100;
+        assert!(queue.expected_wait(at(1_000)) > WAIT_MAX.as_secs_f64());
+    }
+
+    #[tokio::test]
+    async fn a_place_that_was_left_is_free_for_others() {
+        let admission = admission(1);
+        let slow = admission.enter(Priority::Usual).await.unwrap();
+        let same = slow.clone();
+        slow.come_back().await.unwrap();
+        slow.leave();
+        let other = enter(&admission, Priority::Usual).unwrap().unwrap();
+        let mut back = Box::pin(same.come_back());
+        assert!(back.as_mut().now_or_never().is_none());
+        drop(other);
+        back.await.unwrap();
+        assert!(enter(&admission, Priority::Usual).is_none());
+        drop((slow, same));
+        assert!(enter(&admission, Priority::Usual).unwrap().is_ok());
+    }
+}

@@ -1,5 +1,7 @@
 //! Noting who ruled or destroyed what: an event around each such request, stored before the answer goes out.
 
+use std::time::Duration;
+
 use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
@@ -10,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::app::App;
 use crate::auth::{Caller, Credential};
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 use crate::extract::is_key_id;
 use crate::openapi::{DescribeOutput, Operation};
 
@@ -41,6 +43,7 @@ impl<T: IntoResponse> IntoResponse for Audited<T> {
 impl<T: DescribeOutput> DescribeOutput for Audited<T> {
     fn describe(operation: &mut Operation) {
         T::describe(operation);
+        operation.fails(Code::Conflict);
     }
 }
 
@@ -53,6 +56,9 @@ pub fn is_audited(method: &Method, permission: Permission) -> bool {
 const OK: &str = "ok";
 /// The outcome of a request whose end nobody saw.
 const UNKNOWN: &str = "unknown";
+
+/// How long an answer waits for its event: what was done must not look as if it failed.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// An event that waits for the outcome of its request. Dropped before, it is noted with the outcome `unknown`.
 pub struct PendingEvent {
@@ -91,7 +97,7 @@ impl PendingEvent {
     /// Stores the event with what came of it; the answer waits for the future. A client that does not wait changes
     /// nothing about it.
     pub fn finish(mut self, response: &Response) -> impl Future<Output = ()> + Send + use<> {
-        let stored = self.event.take().map(|mut event| {
+        let pending = self.event.take().map(|mut event| {
             event.outcome = match response.extensions().get::<ApiError>() {
                 Some(error) => error.code.as_str(),
                 None if response.status().is_success() => OK,
@@ -102,12 +108,14 @@ impl PendingEvent {
                 event.target_id = Some(target_id);
                 event.project_id = project_id;
             }
-            tokio::spawn(store(self.app.clone(), event))
+            let names = (event.action.clone(), event.request_id.clone());
+            (names, tokio::spawn(store(self.app.clone(), event)))
         });
         async move {
-            if let Some(stored) = stored {
-                // A panic inside was reported where it happened.
-                let _ = stored.await;
+            if let Some(((action, request_id), stored)) = pending
+                && tokio::time::timeout(WAIT_MAX, stored).await.is_err()
+            {
+                tracing::error!(action, request_id, "an event of the audit log takes long to be stored");
             }
         }
     }

@@ -285,7 +285,8 @@ async fn identify(app: &App, address: ClientAddress, headers: &HeaderMap, presen
     }
     let presented = PresentedKey::parse(presented).ok_or_else(invalid_api_key)?;
     let known = find_key(app, address, presented.key_id(), &digest).await?;
-    known.bindings.check(address, headers)?;
+    known.bindings.check(address.undisputed(headers, app.access.trusted_proxies), headers)?;
+    app.last_uses.note(&known, app.ctx.now());
     let (project, user_id) = (known.project.clone(), known.key.user_id.clone());
     Ok(caller(project, user_id, known.key.scopes, Credential::ApiKey(known), None))
 }
@@ -300,18 +301,14 @@ async fn find_key(
     let now = app.ctx.now();
     let remembered = app.credentials.remembered_key(key_id);
     let is_remembered = remembered.is_some();
-    let known = match remembered.filter(|known| known.admits(digest, now)) {
-        Some(known) => known,
-        None => {
-            allow_lookup(app, address, key_id, is_remembered).await?;
-            let found = app.credentials.look_up_key(key_id).await.map_err(lookup_failed)?;
-            // What is not there takes as long as what does not fit.
-            let is_admitted = found.as_ref().map_or_else(|| !digest.matches(digest), |known| known.admits(digest, now));
-            found.filter(|_| is_admitted).ok_or_else(invalid_api_key)?
-        }
-    };
-    app.last_uses.note(&known, now);
-    Ok(known)
+    if let Some(known) = remembered.filter(|known| known.admits(digest, now)) {
+        return Ok(known);
+    }
+    allow_lookup(app, address, key_id, is_remembered).await?;
+    let found = app.credentials.look_up_key(key_id).await.map_err(lookup_failed)?;
+    // What is not there takes as long as what does not fit.
+    let is_admitted = found.as_ref().map_or_else(|| !digest.matches(digest), |known| known.admits(digest, now));
+    found.filter(|_| is_admitted).ok_or_else(invalid_api_key)
 }
 
 /// The user in `X-User-Id`.

@@ -24,6 +24,16 @@ impl ClientAddress {
         let forwarded = trusted_proxies.checked_sub(1).and_then(|nth| forwarded(headers, nth));
         Self(forwarded.or(peer).map(|address| address.to_canonical()))
     }
+
+    /// Nothing, where proxies are trusted and what stands in the headers cannot be believed. A client may cause that,
+    /// by a header that its proxy does not know, and must gain nothing by being taken for the proxy.
+    #[must_use]
+    pub fn undisputed(self, headers: &HeaderMap, trusted_proxies: usize) -> Self {
+        let is_told = headers.contains_key(&X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED);
+        let is_believed = |nth| forwarded(headers, nth).is_some();
+        let is_disputed = is_told && trusted_proxies.checked_sub(1).is_some_and(|nth| !is_believed(nth));
+        Self(self.0.filter(|_| !is_disputed))
+    }
 }
 
 /// What the `nth` proxy from here says, counted from 0.
@@ -211,6 +221,13 @@ mod tests {
         assert_eq!(both("203.0.113.1", "for=6.6.6.6"), PEER);
         assert_eq!(both("203.0.113.1", "for=unknown"), PEER);
         assert_eq!(both("", "for=203.0.113.1"), PEER);
+        let peer = ClientAddress(PEER.parse().ok());
+        let disputed = headers(&[("x-forwarded-for", "203.0.113.1"), ("forwarded", "for=6.6.6.6")]);
+        assert_eq!(peer.undisputed(&disputed, 1).0, None);
+        assert_eq!(peer.undisputed(&disputed, 0), peer);
+        assert_eq!(peer.undisputed(&headers(&[("x-forwarded-for", "203.0.113.1")]), 1), peer);
+        assert_eq!(peer.undisputed(&headers(&[("x-forwarded-for", "unknown")]), 1).0, None);
+        assert_eq!(peer.undisputed(&HeaderMap::new(), 1), peer);
     }
 
     #[test]

@@ -20,7 +20,7 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What every answer carries unless it brings its own. Nothing here is a page, unless it says otherwise.
 /// `Cross-Origin-Resource-Policy` keeps other sites from embedding answers; what CORS allows is not embedded.
-const HEADERS: [(HeaderName, HeaderValue); 6] = [
+static HEADERS: [(HeaderName, HeaderValue); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
@@ -53,8 +53,8 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         headers.insert(REQUEST_ID.clone(), value);
     }
-    for (name, value) in HEADERS {
-        headers.entry(name).or_insert(value);
+    for (name, value) in &HEADERS {
+        headers.entry(name).or_insert_with(|| value.clone());
     }
     let code = response.extensions().get::<FailedWith>().map(|FailedWith(code)| *code);
     line.end(&response, &request_id, code);

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -379,6 +381,53 @@ async fn flushed_it_counts_anew_and_loads_its_script_again() {
     redis.call::<()>(&["FLUSHALL"]).await;
     redis.call::<()>(&["SCRIPT", "FLUSH"]).await;
     assert!(are_joined(&limiters, "key").await);
+}
+
+thread_local! {
+    /// What was logged at any level on this thread, which is that of one test.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Logged;
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    fn text() -> String {
+        LOGGED.with_borrow(|logged| String::from_utf8(logged.clone()).unwrap())
+    }
+
+    fn lines(text: &str) -> usize {
+        Self::text().lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+#[tokio::test]
+async fn the_log_tells_a_loss_and_its_end_once_and_no_password() {
+    // For every thread: what one thread has no use for is else switched off for all.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Logged).init();
+    let redis = Redis::start().await;
+    let _wrong = limiter(&redis.url().replace(PASSWORD, "canary-too"), "6/day").await;
+    assert_eq!(Logged::lines("WARN"), 1, "{}", Logged::text());
+    let limiter = limiter(&redis.url(), "6/day").await;
+    redis.signal("-STOP");
+    for _ in 0..5 {
+        count(&limiter, "key").await;
+    }
+    sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(Logged::lines("WARN"), 2, "{}", Logged::text());
+    redis.signal("-CONT");
+    eventually("the log says that it is back", async || Logged::lines("Redis is back") == 1).await;
+    assert!(!Logged::text().contains("canary"), "{}", Logged::text());
 }
 
 #[tokio::test]

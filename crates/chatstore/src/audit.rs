@@ -21,6 +21,11 @@ pub(crate) struct Deed {
 }
 
 impl Deed {
+    /// It is meant for what has this id, if there is such a thing.
+    pub(crate) fn is_meant_for(&mut self, target_id: &str) {
+        self.target_id = Some(target_id.to_owned());
+    }
+
     /// It is done to a project.
     pub(crate) fn concerns(&mut self, project: &Project) {
         *self = Self { project_id: project.project_id, target_id: Some(project.project_id.to_string()) };

@@ -107,7 +107,8 @@ impl Contents {
         projects.sort_by_key(|project| project.project_id);
         let keys = store.list_api_keys(None, &whole()).await.unwrap().items;
         let digests = |key: &ApiKey| {
-            [Some(key.digest), key.previous.map(|previous| previous.digest)].map(|digest| digest.map(|it| *it.as_bytes()))
+            [Some(key.digest), key.previous.map(|previous| previous.digest)]
+                .map(|digest| digest.map(|it| *it.as_bytes()))
         };
         let keys = keys.iter().map(|(key, project)| (format!("{key:?} {project}"), digests(key))).collect();
         let (mut events, mut next) = (Vec::new(), Some(PageStart::Offset(0)));
@@ -246,7 +247,8 @@ async fn every_state_moves(route: &[Engine]) {
         let commas = |number: usize| indicatif::HumanCount(number as u64).to_string();
         let [projects, keys] = [expected.projects.len(), expected.keys.len()];
         assert_eq!(expected.events.len(), 3 * zoo::EVENTS_EACH);
-        let counted = [projects, keys, expected.events.len(), expected.sessions.len(), expected.messages(), expected.vectors()];
+        let counted =
+            [projects, keys, expected.events.len(), expected.sessions.len(), expected.messages(), expected.vectors()];
         assert_eq!(source[1..7], counted.map(commas));
         sums.push(source[7].clone());
         // What is there is passed over.

@@ -1,6 +1,6 @@
 //! The lists of keys, projects and audit events: each page is a stretch of an index.
 
-use chatstore_core::ids::ProjectId;
+use chatstore_core::ids::{AuditEventId, ProjectId};
 use uuid::Uuid;
 
 use super::explain::{Planner, Planning};
@@ -26,7 +26,8 @@ pub(super) async fn check_access_lists(planner: &Planner, rows: &Rows, faults: &
         check(planner, projects::LIST_PROJECTS, params![after, id, limit, offset], &["created_at"], faults).await;
     }
     let none = None::<&str>;
-    for before in [Uuid::max(), Uuid::from_u128(25_000)] {
+    let middle = AuditEventId::parse("00000000-0000-0000-0000-0000000061a8").expect("the id of one of them").uuid();
+    for before in [Uuid::max(), middle] {
         let page = params![before, 21_i64, 0_i64];
         for (actor, action) in [("key1", "delete_session"), ("key7", "action 8"), ("nobody", "nothing")] {
             let lists: [(&str, &[Param<'_>], &[&str]); 8] = [

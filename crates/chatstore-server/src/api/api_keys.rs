@@ -74,12 +74,13 @@ pub async fn create_api_key(
     check_grant(&caller, new.scopes.unwrap_or_default())?;
     check_rates(&app, &caller, &new.settings.limits)?;
     let project = app.store.get_project(project_id).await.map_err(project_error)?;
-    let project = project.ok_or_else(|| ApiError::not_found("project"))?;
+    let project = project.ok_or_else(|| ApiError::invalid_field("/project_id", "names no project"))?;
     let scopes = new.scopes.unwrap_or_else(|| KeyScopes::of_users().and(caller.scopes));
     let presented = PresentedKey::generate(&app.ctx);
     let key = ApiKey::new(&presented, project_id, new.name, scopes, now);
     let key = ApiKey { user_id: new.user_id, expires_at: new.expires_at, settings: new.settings, ..key };
     app.store.create_api_key(key.clone()).await.map_err(project_error)?;
+    app.credentials.forget_key(&key.key_id);
     let body = ApiKeyResponse::new(key, project.name, now);
     let location = Some(format!("/api/v1/admin/keys/{}", presented.key_id()));
     let target = target(presented.key_id(), project_id);

@@ -195,6 +195,9 @@ pub async fn import_conversation(
             ImportError::Refused(format!("its `{field}` belongs to something else in the store"))
         }
         StoreError::Invalid { pointer, detail } => ImportError::Refused(format!("{pointer} {detail}")),
+        StoreError::QuotaExceeded { quota, max } => {
+            ImportError::Refused(format!("it is more than the quota `{quota}` allows, which is {max}"))
+        }
         error => ImportError::Store(error),
     })
 }

@@ -90,3 +90,8 @@ fn other_project() -> ApiError {
         the key's own project.";
     ApiError::new(Code::InsufficientScope, detail)
 }
+
+/// The project of the caller was deleted a moment ago, and the credential with it.
+fn project_is_gone() -> ApiError {
+    ApiError::new(Code::InvalidApiKey, "The project of the key was deleted.")
+}

@@ -15,8 +15,8 @@ pub use wire::{
     UsageResponse,
 };
 
-use super::OperationDoc;
 use super::limits::{SECOND_US, check_seconds};
+use super::{OperationDoc, project_is_gone};
 use crate::app::App;
 use crate::audit::{AuditTarget, Audited};
 use crate::error::{ApiError, Code};
@@ -66,6 +66,7 @@ pub async fn create_project(
     let mut project = Project::new(app.ctx.new_project_id(now), "", now);
     patch.apply(&mut project, now);
     let project = app.store.create_project(project).await.map_err(project_error)?;
+    app.credentials.forget_project(project.project_id);
     let project_id = project.project_id;
     let location = Some(format!("/api/v1/admin/projects/{project_id}"));
     let body = ProjectResponse::new(project, now);
@@ -110,7 +111,7 @@ pub async fn get_project(
     ProjectCaller(_): ProjectCaller,
     ProjectPath(project_id): ProjectPath,
 ) -> Result<Ok200<ProjectResponse>, ApiError> {
-    read_project(&app, project_id).await
+    read_project(&app, project_id).await?.ok_or_else(|| ApiError::not_found("project"))
 }
 
 /// See [`update_project`].
@@ -128,7 +129,7 @@ pub async fn update_project(
     ProjectPath(project_id): ProjectPath,
     Json(body): Json<UpdateProjectRequest>,
 ) -> Result<Audited<Ok200<ProjectResponse>>, ApiError> {
-    change_project(&app, project_id, body).await
+    change_project(&app, project_id, body, project_error).await
 }
 
 /// See [`delete_project`].
@@ -170,7 +171,7 @@ pub async fn get_own_project(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
 ) -> Result<Ok200<ProjectResponse>, ApiError> {
-    read_project(&app, caller.scope.project_id).await
+    read_project(&app, caller.scope.project_id).await?.ok_or_else(project_is_gone)
 }
 
 /// See [`update_own_project`].
@@ -192,7 +193,7 @@ pub async fn update_own_project(
         let detail = "A project's name, limits and quotas need a key with the scope `operator`; send `tokens` alone.";
         return Err(ApiError::new(Code::InsufficientScope, detail));
     }
-    change_project(&app, caller.scope.project_id, body).await
+    change_project(&app, caller.scope.project_id, body, own_project_error).await
 }
 
 /// See [`rotate_token_secret`].
@@ -219,7 +220,7 @@ pub async fn rotate_token_secret(
     let secret = TokenSecret::generate(&app.ctx);
     let until = now.plus_micros(grace * SECOND_US);
     let rotated = app.store.rotate_token_secret(project_id, Some(secret), until, now).await;
-    let rotated = rotated.map_err(project_error)?;
+    let rotated = rotated.map_err(own_project_error)?;
     app.credentials.forget_project(project_id);
     let previous = rotated.token_secrets.get(1).and_then(|previous| previous.expires_at);
     let body = RotateTokenSecretResponse { secret: secret.expose(), previous_expires_at: previous };
@@ -240,26 +241,28 @@ pub async fn delete_token_secret(
     ProjectCaller(caller): ProjectCaller,
 ) -> Result<Ok200<ProjectResponse>, ApiError> {
     let (project_id, now) = (caller.scope.project_id, app.ctx.now());
-    let without = app.store.rotate_token_secret(project_id, None, now, now).await.map_err(project_error)?;
+    let without = app.store.rotate_token_secret(project_id, None, now, now).await.map_err(own_project_error)?;
     app.credentials.forget_project(project_id);
     Ok(Ok200(ProjectResponse::new(without, now)))
 }
 
-async fn read_project(app: &App, project_id: ProjectId) -> Result<Ok200<ProjectResponse>, ApiError> {
-    let project = app.store.get_project(project_id).await.map_err(project_error)?;
-    let project = project.ok_or_else(|| ApiError::not_found("project"))?;
+async fn read_project(app: &App, project_id: ProjectId) -> Result<Option<Ok200<ProjectResponse>>, ApiError> {
+    let Some(project) = app.store.get_project(project_id).await.map_err(project_error)? else {
+        return Ok(None);
+    };
     let usage = app.usages.get(project_id).await.map_err(project_error)?;
-    Ok(Ok200(ProjectResponse::new(project, app.ctx.now()).with_usage(usage)))
+    Ok(Some(Ok200(ProjectResponse::new(project, app.ctx.now()).with_usage(usage))))
 }
 
 async fn change_project(
     app: &App,
     project_id: ProjectId,
     body: UpdateProjectRequest,
+    failed: fn(StoreError) -> ApiError,
 ) -> Result<Audited<Ok200<ProjectResponse>>, ApiError> {
     let patch = body.check(Vec::new())?;
     let now = app.ctx.now();
-    let updated = app.store.update_project(project_id, patch, now).await.map_err(project_error)?;
+    let updated = app.store.update_project(project_id, patch, now).await.map_err(failed)?;
     app.credentials.forget_project(project_id);
     Ok(Audited(Ok200(ProjectResponse::new(updated, now)), target(project_id)))
 }
@@ -270,4 +273,11 @@ fn target(project_id: ProjectId) -> AuditTarget {
 
 fn project_error(error: StoreError) -> ApiError {
     ApiError::from_store(error, "project")
+}
+
+fn own_project_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::NotFound => project_is_gone(),
+        error => project_error(error),
+    }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::limits::{SECOND_US, check_seconds};
-use super::{OperationDoc, check_id};
+use super::{OperationDoc, check_id, project_is_gone};
 use crate::app::App;
 use crate::auth::{Caller, NewToken, mint};
 use crate::body::{Body, Field};
@@ -157,7 +157,7 @@ pub async fn create_token(
     // As it is now: a secret that another server has just taken away signs nothing.
     let project = app.store.get_project(caller.scope.project_id).await;
     let project = project.map_err(|error| ApiError::from_store(error, "project"))?;
-    let project = project.ok_or_else(|| ApiError::not_found("project"))?;
+    let project = project.ok_or_else(project_is_gone)?;
     let token = mint(&project, app.access.secret_key.as_ref(), &new, now).ok_or_else(|| {
         let detail = "There is no secret to sign with: the operator sets `SECRET_KEY`, or the project gets a secret of \
             its own with `POST /api/v1/admin/project/token-secret`.";

@@ -40,7 +40,7 @@ pub struct KnownKey {
 }
 
 impl KnownKey {
-    fn new(key: ApiKey, project: Project) -> Self {
+    pub(super) fn new(key: ApiKey, project: Project) -> Self {
         let bindings = Bindings::of(&key.settings);
         Self { key, project: Arc::new(project), bindings, is_noted: AtomicBool::new(false) }
     }

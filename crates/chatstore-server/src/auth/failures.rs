@@ -1,7 +1,8 @@
 //! How often an address may fail to authenticate.
 //!
 //! Past its budget, an address is told so instead of 401, and what it shows is looked up only if there is a key or
-//! project of that id: a guess costs no lookup, and a valid key is never refused for the failures of others.
+//! project of that id: a guess costs no lookup, and a valid key is never refused for the failures of others. An attempt
+//! counts when it has failed: those under way at one moment may together pass the budget.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -80,10 +80,11 @@ impl LastUses {
 /// Stores, every `pause`, when keys were last used, and once more when the application is told to stop.
 pub fn start(app: App, pause: Duration) -> JoinHandle<()> {
     tokio::spawn(async move {
-        while !app.shutdown.is_cancelled() {
+        let mut is_stopping = false;
+        while !is_stopping {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = app.shutdown.cancelled() => {}
+                () = app.shutdown.cancelled() => is_stopping = true,
             }
             match app.last_uses.flush(app.store.as_ref(), app.ctx.now()).await {
                 Ok(()) | Err(StoreError::Busy) => {}
@@ -91,4 +92,34 @@ pub fn start(app: App, pause: Duration) -> JoinHandle<()> {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chatstore_core::api_keys::{ApiKey, KeyScopes, PresentedKey};
+    use chatstore_core::clock::Ctx;
+    use chatstore_core::ids::ProjectId;
+    use chatstore_core::projects::Project;
+
+    fn known(ctx: &Ctx) -> KnownKey {
+        let (presented, now) = (PresentedKey::generate(ctx), ctx.now());
+        let key = ApiKey::new(&presented, ProjectId::DEFAULT, "a key", KeyScopes::all(), now);
+        KnownKey::new(key, Project::new(ProjectId::DEFAULT, "default", now))
+    }
+
+    #[test]
+    fn uses_take_bounded_room_and_those_of_more_keys_are_noted_later() {
+        let ctx = Ctx::fixed(Timestamp::from_micros(0).unwrap(), 1, 1);
+        let uses = LastUses::default();
+        for _ in 0..KEYS_MAX {
+            uses.note(&known(&ctx), ctx.now());
+        }
+        let one_more = known(&ctx);
+        uses.note(&one_more, ctx.now());
+        assert_eq!((uses.uses().len(), one_more.is_noted.load(Ordering::Relaxed)), (KEYS_MAX, false));
+        uses.uses().clear();
+        uses.note(&one_more, ctx.now());
+        assert_eq!((uses.uses().len(), one_more.is_noted.load(Ordering::Relaxed)), (1, true));
+    }
 }

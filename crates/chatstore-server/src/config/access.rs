@@ -43,7 +43,13 @@ pub fn parse_origin(text: &str) -> Option<String> {
         _ => None,
     };
     let is_default_port = uri.port_u16().is_some() && uri.port_u16() == default_port;
-    (is_word(scheme) && is_bare && uri.host().is_some_and(|host| !host.is_empty()) && !is_default_port).then_some(text)
+    (is_word(scheme) && is_bare && uri.host().is_some_and(is_host) && !is_default_port).then_some(text)
+}
+
+/// Whether it is a name or address; a pattern such as `*.example` is none.
+fn is_host(host: &str) -> bool {
+    let name = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
 }
 
 /// Where rates are counted.
@@ -119,6 +125,7 @@ mod tests {
             "https://a:443",
             "http://a?x",
             "https://u@a",
+            "https://*.example",
         ] {
             assert_eq!(parse_origin(bad), None, "{bad}");
         }

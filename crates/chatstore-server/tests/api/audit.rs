@@ -203,6 +203,9 @@ async fn a_log_that_cannot_be_written_changes_no_answer(app: TestApp) {
     faulty.admin().delete(&format!("/api/v1/sessions/{id}")).await.expect(200);
     let panics = app.rebuild(|store| FaultyStore::wrap(store, "append_audit_events", Fault::Panic), limits()).await;
     panics.admin().delete(&format!("/api/v1/sessions/{id}")).await.expect_problem(404, "not_found");
+    let id = app.admin().new_session("n").await;
+    let hangs = app.rebuild(|store| FaultyStore::wrap(store, "append_audit_events", Fault::Hang), limits()).await;
+    hangs.admin().delete(&format!("/api/v1/sessions/{id}")).await.expect(200);
 }
 
 /// Waits until the newest event is this.

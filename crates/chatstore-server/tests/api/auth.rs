@@ -353,6 +353,9 @@ async fn a_valid_key_is_let_in_whatever_else_fails_at_its_address(app: TestApp) 
     app.ctx.advance(Duration::from_millis(500));
     app.client(&made_later).get(SESSIONS).await.expect(200);
     assert_eq!(counts(&asked)[2], 2);
+    // One that was made here is known at once.
+    let made_here = app.admin().post("/api/v1/admin/keys", json!({"name": "new"})).await.expect(201);
+    app.client(made_here["secret"].as_str().unwrap()).get(SESSIONS).await.expect(200);
     retry_after(&app.client(app.expired_key()).get(SESSIONS).await);
     app.anon().get(SESSIONS).await.expect_problem(401, "missing_api_key");
     app.anon().get("/readyz").await.expect(200);
@@ -377,8 +380,7 @@ async fn a_refused_guess_may_be_made_again_after_retry_after(app: TestApp) {
 async fn a_failure_is_what_shows_a_key_or_token_that_is_not_valid(app: TestApp) {
     let wrong = PresentedKey::rotate(&app.ctx, PresentedKey::parse(app.alice_key()).unwrap().key_id()).unwrap();
     let unknown = PresentedKey::generate(&app.ctx);
-    let failures =
-        ["", "garbage", "a.b.c", wrong.expose(), unknown.expose(), app.revoked_key(), app.expired_key()];
+    let failures = ["", "garbage", "a.b.c", wrong.expose(), unknown.expose(), app.revoked_key(), app.expired_key()];
     for failure in failures {
         let (app, _) = budgeted(&app, "1/hour").await;
         assert_eq!(app.client(failure).get(SESSIONS).await.status, 401, "{failure}");

@@ -23,7 +23,7 @@ use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use crate::app::{ROOT_KEY, Engine, TestApp, access, limits};
+use crate::app::{Engine, ROOT_KEY, TestApp, access, limits};
 use values::Dice;
 use world::World;
 

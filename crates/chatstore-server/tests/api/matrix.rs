@@ -74,7 +74,9 @@ fn places(operation: &str) -> &'static [Place] {
         // They take none, and are refused to who speaks for one user.
         "get_embedding_backlog" | "retry_parked_embeddings" => &[],
         // About whole projects, and refused to who speaks for one user: `personas`, `api_keys`, `projects`, `audit`.
-        "list_api_keys" | "create_api_key" | "get_api_key" | "update_api_key" | "revoke_api_key" | "rotate_api_key" => &[],
+        "list_api_keys" | "create_api_key" | "get_api_key" | "update_api_key" | "revoke_api_key" | "rotate_api_key" => {
+            &[]
+        }
         "list_projects" | "create_project" | "get_project" | "update_project" | "delete_project" => &[],
         "get_own_project" | "update_own_project" | "rotate_token_secret" | "delete_token_secret" => &[],
         "create_token" | "list_audit_events" => &[],

@@ -128,6 +128,11 @@ fn every_operation_says_what_a_caller_must_know() {
             let name = format!("{{{}}}", parameter["name"].as_str().unwrap());
             assert!(parameter["in"] != "path" || route.path.contains(&name), "{name}");
         }
+        let limited = route.access != Access::Health;
+        assert_eq!(operation["responses"]["429"].is_object(), limited, "{}", route.doc.id);
+        for header in ["RateLimit-Policy", "RateLimit", "Retry-After"] {
+            assert_eq!(operation["responses"]["429"]["headers"][header].is_object(), limited, "{}", route.doc.id);
+        }
         let sends = route.method != Method::GET && route.method != Method::DELETE;
         assert_eq!(operation["requestBody"].is_object(), sends && route.doc.id != "retry_parked_embeddings");
     }

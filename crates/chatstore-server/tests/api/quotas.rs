@@ -48,6 +48,10 @@ async fn a_session_has_no_more_messages_than_the_quota(app: TestApp) {
     app.admin().post(&path, batch(3)).await.expect(201);
     app.admin().post(&path, json!({"content": "x"})).await.expect_problem(403, "quota_exceeded");
     assert_eq!(app.admin().get(&path).await.items().len(), 3);
+    let import = json!([{"id": "big", "messages": batch(4)}, {"id": "small", "messages": batch(3)}]);
+    let imported = app.admin().post("/api/v1/admin/import", import).await.expect(200);
+    assert_eq!((&imported["sessions"], &imported["refused"][0]["index"]), (&json!(1), &json!(0)));
+    assert!(text(&imported["refused"][0]["detail"]).contains("messages_per_session"), "{imported}");
 }
 
 async fn a_projects_quotas_stand_before_those_of_the_installation(app: TestApp) {

@@ -2,16 +2,15 @@
 
 mod signer;
 
+use std::time::Duration;
+
 use chatstore_core::api_keys::KeyScopes;
 use chatstore_core::ids::ProjectId;
-use chatstore_core::projects::{
-    Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings,
-};
+use chatstore_core::projects::{Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings};
 use chatstore_server::access::AccessSettings;
 use chatstore_server::auth::{NewToken, mint};
 use chatstore_server::config::Secret;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 use crate::app::{TestApp, access, api_tests};
 use crate::client::{Client, Reply};
@@ -187,9 +186,15 @@ fn forged(world: &World) -> Vec<(String, String)> {
     for alg in ["RS384", "RS512", "PS256", "HS256", "ES256"] {
         bad(&format!("RS256 called `{alg}`"), rs.token_with(&json!({"alg": alg}), &claims));
     }
-    for secret in
-        [rs.pem(), RSA_TEST_PUBLIC_KEY.trim().to_owned(), rs.jwk(), ed.pem(), es.jwk(), "chatstore".to_owned(), String::new()]
-    {
+    for secret in [
+        rs.pem(),
+        RSA_TEST_PUBLIC_KEY.trim().to_owned(),
+        rs.jwk(),
+        ed.pem(),
+        es.jwk(),
+        "chatstore".to_owned(),
+        String::new(),
+    ] {
         bad("HS256 with a text that everybody knows", Signer::hs256(secret).token(&claims));
     }
     bad("EdDSA called ES256", ed.token_with(&json!({"alg": "ES256"}), &claims));
@@ -289,7 +294,10 @@ fn forged(world: &World) -> Vec<(String, String)> {
     bad("a signature and more", format!("{good}AA"));
     bad("padding", format!("{good}="));
     bad("a header with padding", format!("{header}=.{payload}.{signature}"));
-    bad("a signature that is no base64url", format!("{signed}.{}", signature.replace(|c: char| c.is_ascii_digit(), "+")));
+    bad(
+        "a signature that is no base64url",
+        format!("{signed}.{}", signature.replace(|c: char| c.is_ascii_digit(), "+")),
+    );
     // 256 bits leave two of the last character unused: only one way to write them is right.
     let last = signature.chars().next_back().unwrap();
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::body::Body;
 use axum::http::Method;
+use chatstore_server::access::AccessSettings;
+use chatstore_server::config::Secret;
 use chatstore_server::router::{Access, routes};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, api_tests};
+use crate::app::{TestApp, access, api_tests};
 use crate::client::text;
 
 api_tests! {
@@ -28,12 +30,18 @@ fn fill(path: &str, session_id: &str, message_id: &str) -> String {
 }
 
 async fn every_path_works_with_and_without_a_trailing_slash(app: TestApp) {
+    let secret_key = Some(Secret::new("k".repeat(40)));
+    let app = app.with_access(AccessSettings { secret_key, ..access() }).await;
     for route in routes().iter().filter(|route| route.path != "/") {
         let mut answers = Vec::new();
         for slash in ["", "/"] {
             let session_id = app.admin().new_session("n").await;
             let message_id = text(&app.admin().new_message(&session_id, "x").await["message_id"]);
-            let mut path = format!("{}{slash}", fill(route.path, &session_id, &message_id));
+            let name = format!("{} {}{slash}", route.method, route.path);
+            let key = app.admin().post("/api/v1/admin/keys", json!({"name": name})).await.expect(201);
+            let project = app.admin().post("/api/v1/admin/projects", json!({"name": name})).await.expect(201);
+            let path = fill(route.path, &session_id, &message_id).replace("{key_id}", &text(&key["key_id"]));
+            let mut path = format!("{}{slash}", path.replace("{project_id}", &text(&project["project_id"])));
             if route.method == Method::GET && route.path.ends_with("/search") {
                 path.push_str("?q=x");
             }
@@ -43,6 +51,8 @@ async fn every_path_works_with_and_without_a_trailing_slash(app: TestApp) {
                 "append_messages" => json!({"content": "x"}),
                 "search_messages" => json!({"query": "x"}),
                 "set_embedding" => json!({"embedding": [1, 2]}),
+                "create_api_key" | "create_project" => json!({"name": format!("a{slash}")}),
+                "create_token" => json!({"user_id": "ada"}),
                 _ => json!({}),
             };
             let client = app.admin().with("content-type", "application/json");

@@ -118,24 +118,25 @@ impl Missing {
 fn can_become(known: &Project, project: &Project) -> bool {
     let is_untouched = known.project_id == ProjectId::DEFAULT && known.updated_at == known.created_at;
     let is_own = known.project_id == ProjectId::DEFAULT || known.created_at == project.created_at;
-    is_own && (is_untouched || known.updated_at <= project.updated_at)
+    is_own && (is_untouched || known.updated_at < project.updated_at)
 }
 
 /// Makes the project at the target what it is at the source.
 async fn store_project(target: &dyn Store, project: Project, known: &Project) -> Result<(), StoreError> {
-    let (id, now) = (project.project_id, project.updated_at);
+    // The date that says it is done comes last.
+    let (id, now) = (project.project_id, project.created_at);
     if project.token_secrets != known.token_secrets {
         target.rotate_token_secret(id, None, now, now).await?;
         // The oldest first, so that the newest stands in front of it.
         for secret in project.token_secrets.iter().rev() {
             let kept_until = project.token_secrets.last().and_then(|last| last.expires_at).unwrap_or(now);
-            target.rotate_token_secret(id, Some(*secret), kept_until, project.created_at).await?;
+            target.rotate_token_secret(id, Some(*secret), kept_until, now).await?;
         }
     }
     let ProjectSettings { limits, quotas, tokens } = project.settings;
     let patch =
         ProjectPatch { name: Some(project.name), limits: Some(limits), quotas: Some(quotas), tokens: Some(tokens) };
-    target.update_project(id, patch, now).await?;
+    target.update_project(id, patch, project.updated_at).await?;
     Ok(())
 }
 
@@ -162,9 +163,13 @@ impl Change {
 
 /// The steps from `known` to `key`; nothing if none lead there, for `known` was changed at the target or is another key.
 fn changes(known: &ApiKey, key: &ApiKey) -> Option<Vec<Change>> {
+    let is_revoked_alone = is_same(&ApiKey { revoked_at: key.revoked_at, ..known.clone() }, key);
+    if known.updated_at >= key.updated_at && !is_revoked_alone {
+        return None;
+    }
     let mut changes = Vec::new();
     let mut after = known.clone();
-    // Before everything else, so that the dates which the steps leave are those of the last one.
+    // The date that says it is done comes last.
     let now = key.created_at;
     let mut rotate = |digest: KeyDigest, previous_expires_at: Timestamp| {
         after.rotate(digest, previous_expires_at, now);

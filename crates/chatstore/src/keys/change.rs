@@ -100,7 +100,9 @@ pub(super) async fn revoke(store: &dyn Store, ctx: &Ctx, id: &str) -> anyhow::Re
 
 /// The key that is to be changed.
 async fn found(store: &dyn Store, deed: &mut Deed, id: &str) -> anyhow::Result<ApiKey> {
-    let (key, _) = find(store, &key_id(id)?).await?;
+    let id = key_id(id)?;
+    deed.is_meant_for(&id);
+    let (key, _) = find(store, &id).await?;
     deed.concerns_key(&key);
     Ok(key)
 }

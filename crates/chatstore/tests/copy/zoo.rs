@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use chatstore_core::api_keys::{
-    ApiKey, KeyDigest, KeyScopes, KeySettings, Permission, PresentedKey, PreviousDigest,
-};
+use chatstore_core::api_keys::{ApiKey, KeyDigest, KeyScopes, KeySettings, Permission, PresentedKey, PreviousDigest};
 use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
 use chatstore_core::audit::{Actor, AuditEvent};
 use chatstore_core::clock::{Ctx, Timestamp};
@@ -12,9 +10,7 @@ use chatstore_core::embeddings::{NewEmbedding, Vector};
 use chatstore_core::ids::{AuditEventId, MessageId, ProjectId};
 use chatstore_core::json::RawJson;
 use chatstore_core::messages::{Message, MessagePatch, MessageStatus, NewMessage};
-use chatstore_core::projects::{
-    Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings,
-};
+use chatstore_core::projects::{Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings};
 use chatstore_core::rates::{ClassRates, Rates};
 use chatstore_core::sessions::{NewSession, Session, SessionPatch};
 use chatstore_core::store::ExpectedVersion::Any;

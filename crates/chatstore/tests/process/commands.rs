@@ -16,6 +16,7 @@ fn the_settings_are_listed_with_their_origins_and_without_secrets() {
     fs::write(folder.path().join("key"), "hush-from-a-file\n").unwrap();
     let mut command = chatstore(folder.path());
     command.args(["config", "--port", "8123"]).env("LOG_LEVEL", "WARN").env("API_KEY_FILE", "key");
+    command.env("RATE_LIMIT_STORE", "redis://u:hush@cache.example/1").env("RATE_LIMIT", "10/second burst 50");
     let listing = run(command).ok().out;
     assert!(!listing.contains("hush"), "{listing}");
     let row = |name: &str| {
@@ -29,6 +30,7 @@ fn the_settings_are_listed_with_their_origins_and_without_secrets() {
         ("connections_max", "77", "chatstore.toml"),
         ("api_key", "***", "environment API_KEY_FILE"),
         ("secret_key", "***", ".env line 1"),
+        ("rate_limit_store", "redis://***", "environment RATE_LIMIT_STORE"),
         ("host", "127.0.0.1", "default"),
         ("database_url", "sqlite:./data/chatstore.db", "default"),
         ("unix_socket", "-", "not set"),
@@ -68,6 +70,8 @@ fn version_help_and_completions_are_told() {
         "serve",
         "migrate",
         "keys",
+        "projects",
+        "audit",
         "config",
         "import",
         "export",

@@ -74,8 +74,11 @@ fn no_key_and_no_text_is_logged_even_at_trace() {
     let root = format!("{CANARY}-root-key");
     let mut command = serve(folder.path());
     command.env("API_KEY", &root).env("LOG_LEVEL", "trace").env("SECRET_KEY", CANARY.repeat(4));
+    // Nobody listens there: each request is counted without it.
+    command.env("RATE_LIMIT", "10000/second").env("RATE_LIMIT_STORE", format!("redis://u:{CANARY}@127.0.0.1:1/0"));
     let mut server = Server::spawn(command);
     let mut client = server.client().with_key(&root);
+    let secrets = rule(&server, &mut client);
     let session = json!({"session_name": CANARY, "user_id": CANARY, "metadata": {CANARY: CANARY}});
     let made = client.post("/api/v1/sessions", &session).expect(201);
     let session_path = format!("/api/v1/sessions/{}", made["session_id"].as_str().unwrap());
@@ -126,7 +129,37 @@ fn no_key_and_no_text_is_logged_even_at_trace() {
     assert!(out.contains(r#""level":"TRACE""#) || out.contains(r#""level":"DEBUG""#), "this was no trace");
     for line in out.lines().chain(err.lines()) {
         assert!(!line.contains(CANARY), "{line}");
+        assert!(!secrets.iter().any(|secret| line.contains(secret)), "{line}");
     }
+}
+
+/// Makes keys, user tokens and a project's secret over HTTP, uses them, and gives back every secret that was shown.
+fn rule(server: &Server, root: &mut Client) -> Vec<String> {
+    let mut secrets = Vec::new();
+    // A key has its id in front, a token its header; what comes then is secret.
+    let mut shown = |answer: &Value, name: &str, separator: char, public: usize| {
+        let text = answer[name].as_str().unwrap().to_owned();
+        secrets.push(text.splitn(public + 1, separator).last().unwrap().to_owned());
+        text
+    };
+    let made = root.post("/api/v1/admin/keys", &json!({"name": CANARY, "allowed_origins": ["https://a.example"]}));
+    let made = made.expect(201);
+    let (key_id, key) = (made["key_id"].as_str().unwrap(), shown(&made, "secret", '_', 2));
+    let rotated = root.post(&format!("/api/v1/admin/keys/{key_id}/rotate"), &json!({})).expect(200);
+    for key in [key, shown(&rotated, "secret", '_', 2)] {
+        server.client().with_key(&key).get("/api/v1/sessions").expect(200);
+        server.client().with_key(&format!("{key}x")).get("/api/v1/sessions").expect(401);
+    }
+    let ask = json!({"user_id": CANARY});
+    let mut tokens = vec![shown(&root.post("/api/v1/admin/tokens", &ask).expect(201), "token", '.', 1)];
+    shown(&root.post("/api/v1/admin/project/token-secret", &json!({})).expect(201), "secret", ' ', 0);
+    tokens.push(shown(&root.post("/api/v1/admin/tokens", &ask).expect(201), "token", '.', 1));
+    for token in tokens {
+        server.client().with_token(&token).get("/api/v1/sessions").expect(200);
+        server.client().with_token(&format!("{token}{CANARY}")).get("/api/v1/sessions").expect(401);
+    }
+    assert_eq!(secrets.len(), 5, "two keys, two tokens and a secret");
+    secrets
 }
 
 #[test]

@@ -8,8 +8,8 @@ mod keys;
 mod logs;
 mod neighbours;
 mod postgres;
-mod ruling;
 mod refusals;
+mod ruling;
 mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;

@@ -148,6 +148,9 @@ fn wrong_and_unknown_settings_are_refused() {
         ("POSTGRES_APPEND", "together", &["postgres_append", "batched, per_session"]),
         ("API_KEY", "short", &["api_key", "environment API_KEY"]),
         ("API_KEY_FILE", "absent", &["API_KEY_FILE"]),
+        ("RATE_LIMIT_STORE", "rediss://u:hush@h", &["rate_limit_store", "environment RATE_LIMIT_STORE", "redis://"]),
+        ("RATE_LIMIT_SEARCH", "5/second burst", &["rate_limit_search", "burst"]),
+        ("CORS_ORIGINS", "app.example", &["cors_origins", "https://app.example"]),
         ("RATE_LIMT", "30", &["RATE_LIMT (in the environment)", "RATE_LIMIT"]),
     ] {
         let mut command = serve(folder.path());

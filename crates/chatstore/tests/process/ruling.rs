@@ -289,6 +289,7 @@ fn the_audit_log_shows_what_was_done_here_and_over_http(host: &Host) {
         ["command", "projects create", "ok"],
     ];
     assert_eq!(deeds, expected);
+    assert_eq!(events[4]["target_id"], "nobody");
     assert_eq!(events[5]["target_id"], id(&made));
     assert_eq!(events[5]["project_id"], events[6]["target_id"]);
     assert_eq!((&events[5]["address"], &events[5]["request_id"]), (&Value::Null, &Value::Null));
@@ -313,7 +314,10 @@ fn the_audit_log_shows_what_was_done_here_and_over_http(host: &Host) {
     // A deleted project's events stay.
     host.tool(&["projects", "delete", "acme", "--yes"]).ok();
     let events = host.audit(&[]);
-    assert_eq!((events.len(), &events[0]["action"], &events[0]["outcome"]), (8, &json!("projects delete"), &json!("ok")));
+    assert_eq!(
+        (events.len(), &events[0]["action"], &events[0]["outcome"]),
+        (8, &json!("projects delete"), &json!("ok"))
+    );
     server.stop();
 }
 

@@ -293,7 +293,10 @@ impl Client {
         let key = self.key.as_ref().map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
         let typed = body.map(|body| format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()));
         let (typed, body) = (typed.unwrap_or_default(), body.unwrap_or_default());
-        format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n{key}{headers}{typed}\r\n{body}", headers = self.headers)
+        format!(
+            "{method} {target} HTTP/1.1\r\nhost: localhost\r\n{key}{headers}{typed}\r\n{body}",
+            headers = self.headers
+        )
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

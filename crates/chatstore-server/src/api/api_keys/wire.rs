@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::check_id;
-use crate::api::limits::{LimitsRequest, LimitsResponse, SECOND_US, check_limits, check_name};
+use crate::api::limits::{LimitsRequest, LimitsResponse, SECOND_US, check_limits, check_name, check_seconds};
 use crate::auth::parse_address_range;
 use crate::body::{Body, Field, Object};
 use crate::config::parse_origin;
@@ -298,20 +298,22 @@ fn check_scopes(names: &[String], errors: &mut Vec<FieldError>) -> KeyScopes {
     scopes.into_iter().collect()
 }
 
+/// For how long a key may be made that has an end: up to a century.
+const LIFE_SECONDS: (i64, i64, i64) = (1, 3_155_760_000, 3_155_760_000);
+
 fn check_expiry(
     at: Option<Timestamp>,
     seconds: Option<i64>,
     now: Timestamp,
     errors: &mut Vec<FieldError>,
 ) -> Option<Timestamp> {
-    match (at, seconds) {
-        (Some(_), Some(_)) => errors.push(FieldError::new("/expires_in_seconds", "cannot be joined with `expires_at`")),
-        (Some(at), None) if at <= now => errors.push(FieldError::new("/expires_at", "must be in the future")),
-        (None, Some(seconds)) if seconds < 1 => {
-            errors.push(FieldError::new("/expires_in_seconds", "must be a whole number from 1"));
-        }
-        _ => {}
+    if at.is_some() && seconds.is_some() {
+        errors.push(FieldError::new("/expires_in_seconds", "cannot be joined with `expires_at`"));
     }
+    if at.is_some_and(|at| at <= now) {
+        errors.push(FieldError::new("/expires_at", "must be in the future"));
+    }
+    let seconds = seconds.map(|seconds| check_seconds("/expires_in_seconds", Some(seconds), LIFE_SECONDS, errors));
     at.or_else(|| seconds.map(|seconds| now.plus_micros(seconds.saturating_mul(SECOND_US))))
 }
 

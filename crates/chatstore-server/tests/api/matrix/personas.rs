@@ -79,7 +79,11 @@ async fn personas(app: &TestApp) -> Vec<Persona> {
             paged.with("origin", "https://evil.example"),
             refused(403, "origin_not_allowed"),
         ),
-        persona("a key on its page", paged.with("origin", "https://app.example"), known("read,write,delete,search,admin")),
+        persona(
+            "a key on its page",
+            paged.with("origin", "https://app.example"),
+            known("read,write,delete,search,admin"),
+        ),
         persona("a key that may do nothing", of(ProjectId::DEFAULT, "").await, known("")),
         persona("a key that reads", of(ProjectId::DEFAULT, "read").await, known("read")),
         persona("a key that writes", of(ProjectId::DEFAULT, "read,write").await, known("read,write")),
@@ -180,7 +184,8 @@ async fn for_a_token_of_one_session_there_is_no_other(app: TestApp) {
     assert_eq!(client.get(SESSIONS).await.column("session_id"), [own.as_str()], "a token widens nothing");
     let client = token(&app, json!({"user_id": "alice", "session_ids": [own]})).await;
     let before = app.alice().get(&format!("{SESSIONS}/{other}")).await.expect(200);
-    for route in routes().iter().filter(|route| route.path.contains("{session_id}") || route.path.contains("{message_id}"))
+    for route in
+        routes().iter().filter(|route| route.path.contains("{session_id}") || route.path.contains("{message_id}"))
     {
         let send = async |session_id: &str, message_id: &str| {
             let path = route.path.replace("{session_id}", session_id).replace("{message_id}", message_id);
