@@ -18,11 +18,12 @@ pub struct Timestamp(i64);
 
 /// Microseconds in an hour.
 const HOUR_US: i64 = 3_600_000_000;
-/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z: what RFC 3339 and both engines can write.
-const RANGE_US: std::ops::RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
+/// 0001-01-01T00:00:00Z and 9999-12-30T21:59:59.999999Z: what RFC 3339, jiff and both engines can write.
+const RANGE_US: std::ops::RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_207_199_999_999;
 
 impl Timestamp {
-    /// The moment `us` microseconds after the epoch; `None` outside the years 1 to 9999.
+    /// The moment `us` microseconds after the epoch; `None` outside the years 1 to 9999 (of which the last 26 hours
+    /// are left out).
     pub fn from_micros(us: i64) -> Option<Self> {
         RANGE_US.contains(&us).then_some(Self(us))
     }
@@ -298,6 +299,14 @@ mod tests {
         assert_eq!(t.to_string(), "2026-01-31T10:00:00.000000Z");
         let t = Timestamp::parse("1969-12-31T23:59:59.9999999Z").unwrap();
         assert_eq!(t.to_string(), "1969-12-31T23:59:59.999999Z");
+    }
+
+    #[test]
+    fn the_first_and_the_last_moment_are_written_as_they_are() {
+        let text = |us| Timestamp::from_micros(us).unwrap().to_string();
+        assert_eq!(text(*RANGE_US.start()), "0001-01-01T00:00:00.000000Z");
+        assert_eq!(text(*RANGE_US.end()), "9999-12-30T21:59:59.999999Z");
+        assert_eq!(Timestamp::from_micros(RANGE_US.end() + 1), None);
     }
 
     #[test]
