@@ -45,7 +45,8 @@ pub(crate) fn run(args: &SchemathesisArgs) -> Result<()> {
         Some(path) => path.clone(),
         None => target()?.join("debug/chatstore"),
     };
-    ensure!(binary.is_file(), "there is no {}: build it with `cargo build`", binary.display());
+    let binary =
+        binary.canonicalize().with_context(|| format!("no binary at {}: run `cargo build`", binary.display()))?;
     let packages = packages()?;
     let work = target()?.join(format!("schemathesis/run-{}", std::process::id()));
     let outcome = on_both(args, &binary, &packages, &work);

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::ids::ProjectId;
 use crate::page::{KeyPosition, Page, PageRequest};
 use crate::projects::Project;
-use crate::rates::ClassRates;
+use crate::rates::{ClassRates, Rates, RequestClass};
 use crate::store::StoreError;
 
 pub use presented::{KeyDigest, PresentedKey};
@@ -163,8 +163,12 @@ pub struct PreviousDigest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeySettings {
-    /// Its own rates, instead of those it would follow.
+    /// Its own rates; see [`KeySettings::rates`].
     pub limits: ClassRates,
+    /// Whether an operator set these rates: then they count also where they are wider than what the key would follow,
+    /// and nobody else changes them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub limits_by_operator: bool,
     /// Origins (RFC 6454) from which a browser may use it; empty allows all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_origins: Vec<String>,
@@ -174,6 +178,15 @@ pub struct KeySettings {
 }
 
 impl KeySettings {
+    /// The rates that act for `class`, where the key would follow `followed`. Rates that no operator set only narrow:
+    /// they must not outlive the limits they had to lie within.
+    pub fn rates<'a>(&'a self, class: RequestClass, followed: Option<&'a Rates>) -> Option<&'a Rates> {
+        match (self.limits.get(class), followed) {
+            (Some(own), Some(followed)) if !self.limits_by_operator && !own.are_within(followed) => Some(followed),
+            (own, followed) => own.or(followed),
+        }
+    }
+
     /// The text that is stored.
     pub fn to_text(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
@@ -247,6 +260,8 @@ pub struct ApiKeyPatch {
     pub expires_at: Option<Option<Timestamp>>,
     /// Its own rates, all of them.
     pub limits: Option<ClassRates>,
+    /// Whether an operator set them.
+    pub limits_by_operator: Option<bool>,
     /// Origins from which a browser may use it.
     pub allowed_origins: Option<Vec<String>>,
     /// Addresses from which it may be used.
@@ -261,6 +276,7 @@ impl ApiKeyPatch {
         key.expires_at = self.expires_at.unwrap_or(key.expires_at);
         let settings = &mut key.settings;
         settings.limits = self.limits.unwrap_or_else(|| std::mem::take(&mut settings.limits));
+        settings.limits_by_operator = self.limits_by_operator.unwrap_or(settings.limits_by_operator);
         settings.allowed_origins =
             self.allowed_origins.unwrap_or_else(|| std::mem::take(&mut settings.allowed_origins));
         settings.allowed_addresses =
@@ -409,6 +425,33 @@ mod tests {
         assert_eq!(Authority::host().check(&managed), Ok(()));
         managed.project_id = ProjectId::from(uuid::Uuid::nil());
         assert_eq!(authority.check(&managed), Err(StoreError::NotFound));
+    }
+
+    #[test]
+    fn rates_that_no_operator_set_only_narrow() {
+        let rates = |text| Rates::parse(text).unwrap();
+        let (narrow, wide, off) = (rates("1/minute"), rates("9/minute"), Rates::OFF);
+        let limits = |own: &Rates| ClassRates { reads: Some(own.clone()), ..ClassRates::default() };
+        let key = |own: &Rates, limits_by_operator| KeySettings {
+            limits: limits(own),
+            limits_by_operator,
+            ..KeySettings::default()
+        };
+        let acts = |settings: &KeySettings, followed: Option<&Rates>| {
+            settings.rates(RequestClass::Reads, followed).map(ToString::to_string)
+        };
+        for (own, by_operator, followed, expected) in [
+            (&narrow, false, Some(&wide), "1/minute"),
+            (&wide, false, Some(&narrow), "1/minute"),
+            (&off, false, Some(&narrow), "1/minute"),
+            (&wide, true, Some(&narrow), "9/minute"),
+            (&off, true, Some(&narrow), "off"),
+            (&wide, false, None, "9/minute"),
+        ] {
+            assert_eq!(acts(&key(own, by_operator), followed).as_deref(), Some(expected));
+        }
+        assert_eq!(acts(&KeySettings::default(), Some(&wide)).as_deref(), Some("9/minute"));
+        assert_eq!(acts(&KeySettings::default(), None), None);
     }
 
     #[test]

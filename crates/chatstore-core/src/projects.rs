@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Ctx, Timestamp};
 use crate::ids::ProjectId;
 use crate::page::{Page, PageRequest, ProjectPosition};
-use crate::rates::ClassRates;
+use crate::rates::{ClassRates, Rates};
 use crate::store::{Quotas, StoreError};
 
 /// Name of the project that `API_KEY` speaks for.
@@ -39,6 +39,9 @@ pub struct Project {
 pub struct ProjectSettings {
     /// Rates of its keys and users, instead of those of the installation.
     pub limits: ClassRates,
+    /// One budget for all requests of its keys and users together, of whatever kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_limit: Option<Rates>,
     /// How much it may hold, instead of what the installation says.
     pub quotas: Quotas,
     /// Whose user tokens it believes.
@@ -163,6 +166,8 @@ pub struct ProjectPatch {
     pub name: Option<String>,
     /// Rates of its keys and users.
     pub limits: Option<ClassRates>,
+    /// One budget for all its requests; `Some(None)` takes it away.
+    pub total_limit: Option<Option<Rates>>,
     /// How much it may hold.
     pub quotas: Option<Quotas>,
     /// Whose user tokens it believes.
@@ -175,6 +180,7 @@ impl ProjectPatch {
         project.name = self.name.unwrap_or_else(|| std::mem::take(&mut project.name));
         let settings = &mut project.settings;
         settings.limits = self.limits.unwrap_or_else(|| std::mem::take(&mut settings.limits));
+        settings.total_limit = self.total_limit.unwrap_or_else(|| settings.total_limit.take());
         settings.quotas = self.quotas.unwrap_or(settings.quotas);
         settings.tokens = self.tokens.unwrap_or_else(|| std::mem::take(&mut settings.tokens));
         project.updated_at = project.updated_at.max(now);

@@ -26,6 +26,7 @@ fn rich_key(t: &TestStore) -> ApiKey {
         user_id: Some("ada".to_owned()),
         settings: KeySettings {
             limits: ClassRates { writes: Rates::parse("10/second burst 20"), ..ClassRates::default() },
+            limits_by_operator: true,
             allowed_origins: vec!["https://a.example".to_owned()],
             allowed_addresses: vec!["2001:db8::/32".to_owned()],
         },
@@ -150,6 +151,7 @@ pub async fn update_api_key_changes_only_what_is_named(t: TestStore) {
         ApiKeyPatch { scopes: Some(KeyScopes::of_users()), ..ApiKeyPatch::default() },
         ApiKeyPatch { expires_at: Some(None), ..ApiKeyPatch::default() },
         ApiKeyPatch { limits: Some(ClassRates::default()), ..ApiKeyPatch::default() },
+        ApiKeyPatch { limits_by_operator: Some(false), ..ApiKeyPatch::default() },
         ApiKeyPatch { allowed_origins: Some(Vec::new()), ..ApiKeyPatch::default() },
         ApiKeyPatch { allowed_addresses: Some(vec!["::1/128".to_owned()]), ..ApiKeyPatch::default() },
     ];

@@ -40,7 +40,12 @@ fn tokens() -> TokenSettings {
 fn rich_project(t: &TestStore, name: &str) -> Project {
     let previous = TokenSecret { expires_at: Some(t.ctx.now()), ..TokenSecret::generate(&t.ctx) };
     Project {
-        settings: ProjectSettings { limits: limits(), quotas: quotas(), tokens: tokens() },
+        settings: ProjectSettings {
+            limits: limits(),
+            total_limit: Rates::parse("1/hour"),
+            quotas: quotas(),
+            tokens: tokens(),
+        },
         token_secrets: vec![TokenSecret::generate(&t.ctx), previous],
         updated_at: t.ctx.now(),
         ..project(t, name)
@@ -118,6 +123,8 @@ pub async fn update_project_changes_only_what_is_named(t: TestStore) {
         ProjectPatch::default(),
         ProjectPatch { name: Some("b".to_owned()), ..ProjectPatch::default() },
         ProjectPatch { limits: Some(ClassRates::default()), ..ProjectPatch::default() },
+        ProjectPatch { total_limit: Some(None), ..ProjectPatch::default() },
+        ProjectPatch { total_limit: Some(Rates::parse("2/hour")), ..ProjectPatch::default() },
         ProjectPatch { quotas: Some(Quotas::default()), ..ProjectPatch::default() },
         ProjectPatch { tokens: Some(TokenSettings::default()), ..ProjectPatch::default() },
     ];
