@@ -21,6 +21,9 @@ const REQUIREMENTS: &str = include_str!("../schemathesis.txt");
 /// Whether what was accepted had to be is for us to say: an id that fits the document names nothing here.
 const LEFT_OUT: &str = "positive_data_acceptance";
 
+/// It guesses keys all the time, and expects to be told 401.
+const SETTINGS: [(&str, &str); 1] = [("RATE_LIMIT_FAILED_AUTH", "off")];
+
 /// What `schemathesis` takes.
 #[derive(Debug, Args)]
 pub(crate) struct SchemathesisArgs {
@@ -61,11 +64,13 @@ fn on_both(args: &SchemathesisArgs, binary: &Path, packages: &Path, work: &Path)
         Ok(folder)
     };
     println!("\n==> schemathesis on SQLite");
-    let server = ServerProcess::start_chatstore(binary, &folder("sqlite")?)?;
+    let sqlite = folder("sqlite")?;
+    let database = format!("sqlite:{}", sqlite.join("chatstore.db").display());
+    let server = ServerProcess::start_with(binary, &sqlite, &database, &SETTINGS)?;
     check(args, packages, &folder("sqlite-work")?, server)?;
     println!("\n==> schemathesis on PostgreSQL");
     let cluster = Cluster::start(&fetch::programs(Version::V18)?, Settings::fast())?;
-    let server = ServerProcess::start_on(binary, &folder("postgres")?, &cluster.url("postgres"))?;
+    let server = ServerProcess::start_with(binary, &folder("postgres")?, &cluster.url("postgres"), &SETTINGS)?;
     check(args, packages, &folder("postgres-work")?, server)
 }
 
@@ -98,7 +103,16 @@ fn packages() -> Result<PathBuf> {
     let requirements = store.join("requirements.txt");
     fs::write(&requirements, REQUIREMENTS)?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]);
+    pip.args([
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]);
     pip.args(["--root-user-action", "ignore", "--requirement"]).arg(&requirements).arg("--target").arg(&installed);
     let status = pip.stdin(Stdio::null()).status().context("python3 could not be started")?;
     ensure!(status.success(), "Schemathesis could not be installed: that needs Python 3.10 or later with pip");

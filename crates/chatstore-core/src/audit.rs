@@ -26,7 +26,7 @@ pub struct AuditEvent {
     pub action: String,
     /// The id of what it was done to.
     pub target_id: Option<String>,
-    /// `ok`, the `code` of the answer, or `unknown` if the caller went away before there was one.
+    /// `ok`, the `code` of the answer, `failed` of a command, or `unknown` where nobody saw how it ended.
     pub outcome: String,
     /// Where the request came from: an IP address.
     pub address: Option<String>,
