@@ -146,6 +146,12 @@ impl Project {
         }
     }
 
+    /// Why [`ProjectStore::delete_project`] leaves the default project.
+    pub fn default_stays() -> StoreError {
+        let detail = "cannot be deleted: it is the default project".to_owned();
+        StoreError::Invalid { pointer: String::new(), detail }
+    }
+
     /// Takes `secret` into use; the one before stays valid until `previous_expires_at`. `None` takes all away.
     pub fn rotate_token_secret(&mut self, secret: Option<TokenSecret>, previous_expires_at: Timestamp, now: Timestamp) {
         let previous = self.token_secrets.first().copied();
@@ -242,7 +248,7 @@ pub trait ProjectStore: Send + Sync {
     /// tells whether there may be more. Several may call it at once.
     async fn erase_deleted_projects(&self, now: Timestamp) -> Result<bool, StoreError>;
 
-    /// What a project holds: sums over all its sessions, so nothing for the path of a request.
+    /// What a project holds, nothing if it is deleted: sums over all its sessions, so nothing for the path of a request.
     async fn get_project_usage(&self, project_id: ProjectId) -> Result<ProjectUsage, StoreError>;
 }
 
@@ -280,7 +286,7 @@ mod tests {
     #[test]
     fn a_patch_changes_what_it_names() {
         let mut project = Project::new(ProjectId::DEFAULT, "a", at(5));
-        let limits = ClassRates { reads: crate::rates::Rates::parse("1/second"), ..ClassRates::default() };
+        let limits = ClassRates { reads: Rates::parse("1/second"), ..ClassRates::default() };
         ProjectPatch { limits: Some(limits.clone()), ..ProjectPatch::default() }.apply(&mut project, at(1));
         assert_eq!((project.name.as_str(), &project.settings.limits, project.updated_at), ("a", &limits, at(5)));
         ProjectPatch { name: Some("b".to_owned()), ..ProjectPatch::default() }.apply(&mut project, at(6));

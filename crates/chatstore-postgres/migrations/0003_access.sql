@@ -1,5 +1,8 @@
 -- Projects and keys with limits of their own, the audit log, and how many bytes each session holds.
 
+-- Counting the bytes at the end takes as long as there are messages.
+set local statement_timeout = 0;
+
 alter table projects
     -- JSON.
     add column settings text not null default '{}',
@@ -7,9 +10,9 @@ alter table projects
     add column previous_token_secret bytea check (octet_length(previous_token_secret) = 32),
     add column previous_token_secret_expires_at bigint,
     add column updated_at bigint,
-    -- From then on it is absent, its name is its id, and nothing of what it said is left here.
+    -- From then on it is absent, its name is U+0001 and its id, and nothing of what it said is left here.
     add column deleted_at bigint,
-    -- When the last of its sessions was deleted, too.
+    -- Since when nothing can be left in it.
     add column erased_at bigint;
 update projects set updated_at = created_at;
 alter table projects alter column updated_at set not null;

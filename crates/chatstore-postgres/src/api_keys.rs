@@ -76,9 +76,10 @@ const LIST_CREDENTIAL_IDS: &str = concat!(
     is_live_project!()
 );
 const UPDATE_API_KEY: &str = "update api_keys
-    set name = $2, digest = $3, previous_digest = $4, previous_expires_at = $5, scopes = $6, settings = $7,
-        updated_at = $8, expires_at = $9, revoked_at = $10
-    where key_id = $1";
+    set name = $2, scopes = $3, expires_at = $4, settings = $5, updated_at = $6 where key_id = $1";
+const ROTATE_API_KEY: &str = "update api_keys
+    set digest = $2, previous_digest = $3, previous_expires_at = $4, updated_at = $5 where key_id = $1";
+const REVOKE_API_KEY: &str = "update api_keys set revoked_at = $2, updated_at = $3 where key_id = $1";
 /// The rows are taken in the order of their ids, so that replicas never wait for each other in a circle. Those that
 /// were used later still are left alone.
 const NOTE_API_KEY_USES: &str = "with used as (
@@ -105,6 +106,8 @@ pub(crate) const STATEMENTS: &[&str] = &[
     LIST_API_KEYS_OF_PROJECT,
     LIST_CREDENTIAL_IDS,
     UPDATE_API_KEY,
+    ROTATE_API_KEY,
+    REVOKE_API_KEY,
     NOTE_API_KEY_USES,
     SELECT_LIVE_KEYS_OF_PROJECT,
     REVOKE_API_KEYS,
@@ -166,11 +169,24 @@ impl ApiKeyStore for PostgresStore {
         patch: ApiKeyPatch,
         now: Timestamp,
     ) -> Result<ApiKey, StoreError> {
-        self.change_api_key(authority, key_id, move |key| {
-            patch.clone().apply(key, now);
-            Ok(())
-        })
-        .await
+        self.pool
+            .write((*authority, key_id.to_owned(), patch, now), async |db, input| {
+                let (authority, key_id, patch, now) = &*input;
+                let mut key = lock(&db, authority, key_id).await?;
+                patch.clone().apply(&mut key, *now);
+                authority.check(&key)?;
+                let params = params![
+                    key_id.as_str(),
+                    key.name.as_str(),
+                    key.scopes.to_string(),
+                    key.expires_at.map(Timestamp::as_micros),
+                    key.settings.to_text(),
+                    key.updated_at.as_micros(),
+                ];
+                db.execute(UPDATE_API_KEY, params).await?;
+                Ok(key)
+            })
+            .await
     }
 
     async fn rotate_api_key(
@@ -181,25 +197,41 @@ impl ApiKeyStore for PostgresStore {
         previous_expires_at: Timestamp,
         now: Timestamp,
     ) -> Result<ApiKey, StoreError> {
-        self.change_api_key(authority, key_id, move |key| {
-            if key.revoked_at.is_some() {
-                return Err(StoreError::Conflict { field: "revoked_at" });
-            }
-            key.rotate(digest, previous_expires_at, now);
-            Ok(())
-        })
-        .await
+        self.pool
+            .write((*authority, key_id.to_owned(), digest, previous_expires_at, now), async |db, input| {
+                let (authority, key_id, digest, previous_expires_at, now) = &*input;
+                let mut key = lock(&db, authority, key_id).await?;
+                if key.revoked_at.is_some() {
+                    return Err(StoreError::Conflict { field: "revoked_at" }.into());
+                }
+                key.rotate(*digest, *previous_expires_at, *now);
+                let params = params![
+                    key_id.as_str(),
+                    key.digest.as_bytes().as_slice(),
+                    key.previous.as_ref().map(|previous| previous.digest.as_bytes().as_slice()),
+                    key.previous.map(|previous| previous.expires_at.as_micros()),
+                    key.updated_at.as_micros(),
+                ];
+                db.execute(ROTATE_API_KEY, params).await?;
+                Ok(key)
+            })
+            .await
     }
 
     async fn revoke_api_key(&self, authority: &Authority, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
-        self.change_api_key(authority, key_id, move |key| {
-            if key.revoked_at.is_none() {
-                key.revoked_at = Some(now);
-                key.updated_at = key.updated_at.max(now);
-            }
-            Ok(())
-        })
-        .await
+        self.pool
+            .write((*authority, key_id.to_owned(), now), async |db, input| {
+                let (authority, key_id, now) = &*input;
+                let mut key = lock(&db, authority, key_id).await?;
+                if key.revoked_at.is_none() {
+                    key.revoked_at = Some(*now);
+                    key.updated_at = key.updated_at.max(*now);
+                    let params = params![key_id.as_str(), now.as_micros(), key.updated_at.as_micros()];
+                    db.execute(REVOKE_API_KEY, params).await?;
+                }
+                Ok(key)
+            })
+            .await
     }
 
     async fn note_api_key_uses(&self, uses: Vec<(String, Timestamp)>) -> Result<(), StoreError> {
@@ -221,27 +253,12 @@ impl ApiKeyStore for PostgresStore {
     }
 }
 
-impl PostgresStore {
-    /// Changes a key that the authority covers before and after.
-    async fn change_api_key(
-        &self,
-        authority: &Authority,
-        key_id: &str,
-        change: impl Fn(&mut ApiKey) -> Result<(), StoreError> + Send + Sync + 'static,
-    ) -> Result<ApiKey, StoreError> {
-        self.pool
-            .write((*authority, key_id.to_owned(), change), async |db, input| {
-                let (authority, key_id, change) = &*input;
-                let row = db.query_opt(LOCK_API_KEY, params![key_id.as_str()]).await?.ok_or(StoreError::NotFound)?;
-                let mut key = api_key_row(&row)?;
-                authority.check(&key)?;
-                change(&mut key)?;
-                authority.check(&key)?;
-                update(&db, &key).await?;
-                Ok(key)
-            })
-            .await
-    }
+/// The key, held until the transaction ends, if the authority covers it.
+async fn lock(db: &Db, authority: &Authority, key_id: &str) -> Result<ApiKey, Failure> {
+    let row = db.query_opt(LOCK_API_KEY, params![key_id]).await?.ok_or(StoreError::NotFound)?;
+    let key = api_key_row(&row)?;
+    authority.check(&key)?;
+    Ok(key)
 }
 
 async fn list(
@@ -283,23 +300,6 @@ async fn insert(db: &Db, key: &ApiKey) -> Result<(), Failure> {
         key.last_used_at.map(Timestamp::as_micros),
     ];
     db.execute(INSERT_API_KEY, params).await?;
-    Ok(())
-}
-
-async fn update(db: &Db, key: &ApiKey) -> Result<(), Failure> {
-    let params = params![
-        key.key_id.as_str(),
-        key.name.as_str(),
-        key.digest.as_bytes().as_slice(),
-        key.previous.as_ref().map(|previous| previous.digest.as_bytes().as_slice()),
-        key.previous.map(|previous| previous.expires_at.as_micros()),
-        key.scopes.to_string(),
-        key.settings.to_text(),
-        key.updated_at.as_micros(),
-        key.expires_at.map(Timestamp::as_micros),
-        key.revoked_at.map(Timestamp::as_micros),
-    ];
-    db.execute(UPDATE_API_KEY, params).await?;
     Ok(())
 }
 

@@ -25,6 +25,7 @@ use crate::messages::insert::insert_messages;
 use crate::messages::{Weight, message_columns, message_row, plus_tokens};
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::projects::keep_project;
 use crate::search::texts::{insert_texts, read_texts};
 use crate::sessions::{check_session_quota, insert_session_if_free, session_columns, session_row};
 
@@ -283,11 +284,12 @@ async fn find_or_insert(
     if insert_session_if_free(db, &fresh).await? {
         return Ok((fresh, true));
     }
-    // It came in meanwhile, from elsewhere; or another session has its external id.
-    match find(db, scope, identity, session).await? {
-        Some(found) => Ok((found, false)),
-        None => Err(StoreError::Conflict { field: "external_id" }.into()),
+    // It came in meanwhile, from elsewhere; or its project is deleted, or another session has its external id.
+    if let Some(found) = find(db, scope, identity, session).await? {
+        return Ok((found, false));
     }
+    keep_project(db, scope.project_id).await?;
+    Err(StoreError::Conflict { field: "external_id" }.into())
 }
 
 /// Refuses to continue a session whose last message is not the one that stands there in the

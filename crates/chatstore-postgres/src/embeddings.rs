@@ -95,9 +95,14 @@ impl EmbeddingStore for PostgresStore {
         lease_until: Timestamp,
         limit: usize,
     ) -> Result<Vec<EmbeddingJob>, StoreError> {
-        self.pool
-            .write((now, lease_until, limit), async |db, input| jobs::claim(&db, input.0, input.1, input.2).await)
-            .await
+        loop {
+            let input = (now, lease_until, limit);
+            let claim =
+                self.pool.write(input, async |db, input| jobs::claim(&db, input.0, input.1, input.2).await).await?;
+            if !claim.jobs.is_empty() || !claim.has_removed {
+                return Ok(claim.jobs);
+            }
+        }
     }
 
     async fn complete_embedding_jobs(

@@ -55,7 +55,7 @@ const LOCK_PROJECT: &str = concat!(
     is_live_project!(),
     " for no key update"
 );
-/// Waits for whoever makes a key or a session in it, and lets nobody begin.
+/// Waits for whoever makes a key in it, and lets nobody begin.
 const LOCK_PROJECT_TO_DELETE: &str = concat!(
     "select ",
     project_columns!(),
@@ -65,17 +65,23 @@ const LOCK_PROJECT_TO_DELETE: &str = concat!(
 );
 const KEEP_PROJECT: &str =
     concat!("select 1 from projects p where p.project_id = $1 and ", is_live_project!(), " for key share");
-const UPDATE_PROJECT: &str = "update projects
-    set name = $2, settings = $3, token_secret = $4, previous_token_secret = $5, previous_token_secret_expires_at = $6,
-        updated_at = $7
+const UPDATE_PROJECT: &str = "update projects set name = $2, settings = $3, updated_at = $4 where project_id = $1";
+const UPDATE_TOKEN_SECRETS: &str = "update projects
+    set token_secret = $2, previous_token_secret = $3, previous_token_secret_expires_at = $4, updated_at = $5
     where project_id = $1";
+/// Names are unique, also beside the rows of deleted projects: the id takes the name's place, behind a character that no
+/// name has.
 const DELETE_PROJECT: &str = "update projects
-    set name = project_id::text, settings = '{}', token_secret = null, previous_token_secret = null,
+    set name = chr(1) || project_id::text, settings = '{}', token_secret = null, previous_token_secret = null,
         previous_token_secret_expires_at = null, updated_at = $2, deleted_at = $2
     where project_id = $1";
-pub(crate) const SUM_SESSIONS: &str =
+pub(crate) const SUM_SESSIONS: &str = concat!(
     "select count(*), coalesce(sum(message_count), 0)::bigint, coalesce(sum(stored_bytes), 0)::bigint
-    from sessions where project_id = $1 and deleted_at is null";
+    from sessions where project_id = $1 and deleted_at is null
+        and exists (select from projects p where p.project_id = $1 and ",
+    is_live_project!(),
+    ")"
+);
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
@@ -87,6 +93,7 @@ pub(crate) const STATEMENTS: &[&str] = &[
     LOCK_PROJECT_TO_DELETE,
     KEEP_PROJECT,
     UPDATE_PROJECT,
+    UPDATE_TOKEN_SECRETS,
     DELETE_PROJECT,
     SUM_SESSIONS,
     erase::CLAIM_PROJECT,
@@ -145,7 +152,21 @@ impl ProjectStore for PostgresStore {
         patch: ProjectPatch,
         now: Timestamp,
     ) -> Result<Project, StoreError> {
-        self.change_project(project_id, move |project| patch.clone().apply(project, now)).await
+        self.pool
+            .write((project_id, patch, now), async |db, input| {
+                let (project_id, patch, now) = &*input;
+                let mut project = find(&db, LOCK_PROJECT, *project_id).await?.ok_or(StoreError::NotFound)?;
+                patch.clone().apply(&mut project, *now);
+                let params = params![
+                    project_id.uuid(),
+                    project.name.as_str(),
+                    project.settings.to_text(),
+                    project.updated_at.as_micros(),
+                ];
+                db.execute(UPDATE_PROJECT, params).await?;
+                Ok(project)
+            })
+            .await
     }
 
     async fn rotate_token_secret(
@@ -155,14 +176,28 @@ impl ProjectStore for PostgresStore {
         previous_expires_at: Timestamp,
         now: Timestamp,
     ) -> Result<Project, StoreError> {
-        self.change_project(project_id, move |project| project.rotate_token_secret(secret, previous_expires_at, now))
+        self.pool
+            .write((project_id, secret, previous_expires_at, now), async |db, input| {
+                let (project_id, secret, previous_expires_at, now) = *input;
+                let mut project = find(&db, LOCK_PROJECT, project_id).await?.ok_or(StoreError::NotFound)?;
+                project.rotate_token_secret(secret, previous_expires_at, now);
+                let (current, previous) = secrets(&project);
+                let params = params![
+                    project_id.uuid(),
+                    current,
+                    previous.map(|secret| secret.bytes.as_slice()),
+                    previous.and_then(|secret| secret.expires_at).map(Timestamp::as_micros),
+                    project.updated_at.as_micros(),
+                ];
+                db.execute(UPDATE_TOKEN_SECRETS, params).await?;
+                Ok(project)
+            })
             .await
     }
 
     async fn delete_project(&self, project_id: ProjectId, now: Timestamp) -> Result<Project, StoreError> {
         if project_id == ProjectId::DEFAULT {
-            let detail = "is the default project, which stays".to_owned();
-            return Err(StoreError::Invalid { pointer: "/project_id".to_owned(), detail });
+            return Err(Project::default_stays());
         }
         self.pool
             .write((project_id, now), async |db, input| {
@@ -194,41 +229,9 @@ impl ProjectStore for PostgresStore {
     }
 }
 
-impl PostgresStore {
-    async fn change_project(
-        &self,
-        project_id: ProjectId,
-        change: impl Fn(&mut Project) + Send + Sync + 'static,
-    ) -> Result<Project, StoreError> {
-        self.pool
-            .write((project_id, change), async |db, input| {
-                let (project_id, change) = &*input;
-                let mut project = find(&db, LOCK_PROJECT, *project_id).await?.ok_or(StoreError::NotFound)?;
-                change(&mut project);
-                let (current, previous) = secrets(&project);
-                let params = params![
-                    project.project_id.uuid(),
-                    project.name.as_str(),
-                    project.settings.to_text(),
-                    current,
-                    previous.map(|secret| secret.bytes.as_slice()),
-                    previous.and_then(|secret| secret.expires_at).map(Timestamp::as_micros),
-                    project.updated_at.as_micros(),
-                ];
-                db.execute(UPDATE_PROJECT, params).await?;
-                Ok(project)
-            })
-            .await
-    }
-}
-
-/// Holds a project until the transaction ends, so that nothing is made in one that is deleted at the same moment: who
+/// Holds a project until the transaction ends, so that no key is made in one that is deleted at the same moment: who
 /// deletes it waits, and then finds what was made. `NotFound` if there is no such project.
 pub(crate) async fn keep_project(db: &Db, project_id: ProjectId) -> Result<(), Failure> {
-    // It cannot be deleted, and on a single tenant's store every creation would lock its row.
-    if project_id == ProjectId::DEFAULT {
-        return Ok(());
-    }
     let row = db.query_opt(KEEP_PROJECT, params![project_id.uuid()]).await?;
     row.map(drop).ok_or_else(|| StoreError::NotFound.into())
 }

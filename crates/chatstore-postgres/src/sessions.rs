@@ -20,21 +20,28 @@ use crate::PostgresStore;
 use crate::columns::{bucket_value, json_column, time_column, time_column_opt};
 use crate::params::params;
 use crate::pool::{Db, Failure};
-use crate::projects::keep_project;
+use crate::projects::is_live_project;
 
 pub(crate) use columns::{is_live, session_columns};
 use metadata::{delete_metadata, insert_metadata};
 
-const INSERT_SESSION: &str = "insert into sessions
+/// Without effect in a project that is deleted.
+macro_rules! insert_session {
+    ($otherwise:literal) => {
+        concat!(
+            "insert into sessions
     (bucket, session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
      token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
-/// The same, without effect where another session stands in the way.
-const INSERT_SESSION_IF_FREE: &str = "insert into sessions
-    (bucket, session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
-     token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
-    on conflict do nothing";
+    select $1, $2, p.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
+    from projects p where p.project_id = $3 and ",
+            is_live_project!(),
+            $otherwise
+        )
+    };
+}
+const INSERT_SESSION: &str = insert_session!("");
+/// The same, without effect also where another session stands in the way.
+const INSERT_SESSION_IF_FREE: &str = insert_session!(" on conflict do nothing");
 const SELECT_SESSION: &str = concat!(
     "select ",
     session_columns!(),
@@ -218,17 +225,19 @@ async fn lock_session(db: &Db, scope: &Scope, session_id: SessionId) -> Result<S
 
 /// Stores a session as it is.
 pub(crate) async fn insert_session(db: &Db, session: &Session) -> Result<(), Failure> {
-    insert_row(db, INSERT_SESSION, session).await.map(drop)
+    match insert_row(db, INSERT_SESSION, session).await? {
+        true => Ok(()),
+        false => Err(StoreError::NotFound.into()),
+    }
 }
 
-/// Stores a session as it is, unless its id or external id is taken; tells whether it did.
+/// Stores a session as it is, unless its id or external id is taken or its project is deleted; tells whether it did.
 pub(crate) async fn insert_session_if_free(db: &Db, session: &Session) -> Result<bool, Failure> {
     insert_row(db, INSERT_SESSION_IF_FREE, session).await
 }
 
 async fn insert_row(db: &Db, sql: &str, session: &Session) -> Result<bool, Failure> {
     require_home(session)?;
-    keep_project(db, session.project_id).await?;
     let params = params![
         bucket_value(session.session_id.bucket()),
         session.session_id.uuid(),

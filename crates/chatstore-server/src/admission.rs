@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use chatstore_core::clock::Ctx;
@@ -11,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::app::App;
-use crate::body::discard;
+use crate::body::discard_at_hand;
 use crate::error::{ApiError, Code};
 
 /// Requests that may wait, for each that is handled.
@@ -201,7 +202,8 @@ impl Held {
     }
 }
 
-/// Around the guard of a route: a request holds a place until its answer is there.
+/// Around the guard of a route: a request holds a place until its answer is there. Who is turned away hears it at
+/// once, however long the body would take.
 pub async fn admit(app: App, priority: Priority, mut request: Request, next: Next) -> Response {
     match app.admission.enter(priority).await {
         Ok(place) => {
@@ -211,8 +213,13 @@ pub async fn admit(app: App, priority: Priority, mut request: Request, next: Nex
             response
         }
         Err(error) => {
-            discard(request).await;
-            error.into_response()
+            let is_read = discard_at_hand(request).await;
+            let mut response = error.into_response();
+            if !is_read {
+                // HTTP/2 ends the stream instead and leaves the header out.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
         }
     }
 }

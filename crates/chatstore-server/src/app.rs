@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessSettings;
 use crate::admission::Admission;
+use crate::audit::AuditLog;
 use crate::auth::last_used::LastUses;
 use crate::auth::{Credentials, Failures};
 use crate::config::Config;
@@ -77,6 +78,8 @@ pub struct AppState {
     pub limiter: Limiter,
     /// Lets requests in.
     pub admission: Admission,
+    /// What is on its way to the audit log.
+    pub audit: AuditLog,
     /// What projects hold, as of a moment ago.
     pub usages: ProjectUsages,
     /// The limits of one request.
@@ -114,8 +117,9 @@ impl App {
             credentials: Credentials::new(store.clone(), ctx.clone(), access.secret_key.clone()),
             failures: Failures::new(access.failed_auth_rates.clone(), ctx.clone()),
             last_uses: LastUses::default(),
-            limiter: Limiter::start(&access, ctx.clone(), &cursor_key, &shutdown).await,
+            limiter: Limiter::start(&access, ctx.clone(), &cursor_key).await,
             admission: Admission::new(access.requests_max, ctx.clone()),
+            audit: AuditLog::default(),
             usages: ProjectUsages::new(store.clone(), ctx.clone()),
             access,
             store,

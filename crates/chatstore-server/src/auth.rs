@@ -30,6 +30,7 @@ use crate::listener::Peer;
 use crate::rate_limit::Account;
 
 pub use bindings::parse_address_range;
+use credentials::LastAsked;
 pub use credentials::{Credentials, KnownKey};
 pub use failures::Failures;
 pub use tokens::{AUDIENCE, NewToken, check_public_key, mint};
@@ -107,14 +108,14 @@ impl Caller {
         };
         Account {
             address: self.address,
+            project: Some((self.scope.project_id, &self.project.settings)),
             key_id: match &self.credential {
                 Credential::RootKey => Some(ROOT_KEY_ID),
                 Credential::ApiKey(known) => Some(&known.key.key_id),
                 Credential::UserToken => None,
             },
-            user: self.scope.user_id.as_deref().map(|user_id| (self.scope.project_id, user_id)),
-            project_rates: Some(&self.project.settings.limits),
-            key_rates: key.map(|key| &key.settings.limits),
+            key_settings: key.map(|key| &key.settings),
+            user_id: self.scope.user_id.as_deref(),
         }
     }
 }
@@ -160,8 +161,7 @@ pub async fn guard(app: App, route: Guarded, request: Request, next: Next) -> Re
 /// Lets a request to an open page through if the limits of its address admit it.
 pub async fn guard_open(app: App, request: Request, next: Next) -> Response {
     let address = client_address(&app, &request);
-    let account = Account { address, key_id: None, user: None, project_rates: None, key_rates: None };
-    let standing = app.limiter.count(&account, RequestClass::Reads).await;
+    let standing = app.limiter.count(&Account::of_address(address), RequestClass::Reads).await;
     let mut response = match standing.refusal() {
         Some(error) => refuse(request, error).await,
         None => next.run(request).await,
@@ -171,8 +171,11 @@ pub async fn guard_open(app: App, request: Request, next: Next) -> Response {
 }
 
 async fn let_in(app: &App, route: Guarded, caller: Caller, mut request: Request, next: Next) -> Response {
-    let event = route.is_audited.then(|| PendingEvent::begin(app, &caller, route.action, &request));
-    let response = if caller.scopes.contains(route.permission) {
+    let is_permitted = caller.scopes.contains(route.permission);
+    let is_noted =
+        route.is_audited && (is_permitted || app.audit.is_refusal_due(&caller, route.action, app.ctx.elapsed()));
+    let event = is_noted.then(|| PendingEvent::begin(app, &caller, route.action, &request));
+    let response = if is_permitted {
         request.extensions_mut().insert(caller);
         next.run(request).await
     } else {
@@ -197,32 +200,53 @@ fn client_address(app: &App, request: &Request) -> ClientAddress {
 async fn authenticate(app: &App, address: ClientAddress, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let identified = match presented_credential(headers) {
         Ok(presented) => identify(app, address, headers, presented).await,
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     };
-    let mut caller = identified.map_err(|error| counted(app, address, error))?;
+    let mut caller = identified.map_err(|refused| counted(app, address, refused))?;
     if let Some(user_id) = named_user(headers)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
     Ok(caller)
 }
 
-/// Counts a failed attempt. Past the budget of its address it is refused for that, whatever else is wrong with it.
-fn counted(app: &App, address: ClientAddress, error: ApiError) -> ApiError {
-    match error.code {
-        Code::InvalidApiKey | Code::InvalidToken => app.failures.count(address).map_or(error, too_many_failures),
-        _ => error,
+/// Why nobody is let in.
+struct Refused {
+    error: ApiError,
+    /// Whether it counts as a failed attempt: whoever shows what was good until a while ago does not guess.
+    is_guess: bool,
+}
+
+impl Refused {
+    /// For what would be let in at another time.
+    fn out_of_date(error: ApiError) -> Self {
+        Self { error, is_guess: false }
     }
 }
 
-/// Lets a lookup pass, unless the budget of the address is used up and it would be for a guess: an id that nothing
-/// has, or one that is remembered and refused what was shown.
-async fn allow_lookup(app: &App, address: ClientAddress, id: &str, is_remembered: bool) -> Result<(), ApiError> {
-    match app.failures.wait(address) {
-        Some(wait) if is_remembered || !app.credentials.is_listed(id).await.map_err(lookup_failed)? => {
-            Err(too_many_failures(wait))
-        }
-        _ => Ok(()),
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Self {
+        let is_guess = matches!(error.code, Code::InvalidApiKey | Code::InvalidToken);
+        Self { error, is_guess }
     }
+}
+
+/// Counts a failed attempt. Past the budget of its address it is refused for that, whatever else is wrong with it.
+fn counted(app: &App, address: ClientAddress, refused: Refused) -> ApiError {
+    let too_many = if refused.is_guess { app.failures.count(address) } else { None };
+    too_many.map_or(refused.error, too_many_failures)
+}
+
+/// Lets a lookup pass, unless the budget of the address is used up and it would be for a guess: an id that nothing
+/// has, or one that was `asked` for a moment ago and refused what was shown.
+async fn allow_lookup(app: &App, address: ClientAddress, id: &str, asked: Option<&LastAsked>) -> Result<(), ApiError> {
+    let Some(wait) = app.failures.wait(address) else {
+        return Ok(());
+    };
+    let is_allowed = match asked {
+        Some(asked) => asked.is_due_again(app.ctx.elapsed()),
+        None => app.credentials.is_listed(id).await.map_err(lookup_failed)?,
+    };
+    if is_allowed { Ok(()) } else { Err(too_many_failures(wait)) }
 }
 
 fn too_many_failures(wait: Duration) -> ApiError {
@@ -264,7 +288,7 @@ fn bearer_token(value: &HeaderValue) -> Option<&str> {
 }
 
 /// Whose key or token it is. `API_KEY` always works; a stored key is looked up only if its checksum is right.
-async fn identify(app: &App, address: ClientAddress, headers: &HeaderMap, presented: &str) -> Result<Caller, ApiError> {
+async fn identify(app: &App, address: ClientAddress, headers: &HeaderMap, presented: &str) -> Result<Caller, Refused> {
     let caller = |project: Arc<Project>, user_id, scopes, credential, sessions| Caller {
         scope: Scope { project_id: project.project_id, user_id, quotas: project.settings.quotas.or(app.access.quotas) },
         scopes,
@@ -297,18 +321,26 @@ async fn find_key(
     address: ClientAddress,
     key_id: &str,
     digest: &KeyDigest,
-) -> Result<Arc<KnownKey>, ApiError> {
+) -> Result<Arc<KnownKey>, Refused> {
     let now = app.ctx.now();
     let remembered = app.credentials.remembered_key(key_id);
-    let is_remembered = remembered.is_some();
-    if let Some(known) = remembered.filter(|known| known.admits(digest, now)) {
-        return Ok(known);
+    if let Some(known) = remembered.as_ref().filter(|known| known.admits(digest, now)) {
+        return Ok(known.clone());
     }
-    allow_lookup(app, address, key_id, is_remembered).await?;
+    let is_out_of_date = |known: &KnownKey| known.has_admitted(digest);
+    let asked = remembered.as_ref().map(|known| &known.asked);
+    if let Err(error) = allow_lookup(app, address, key_id, asked).await {
+        let is_out_of_date = remembered.as_deref().is_some_and(is_out_of_date);
+        return Err(if is_out_of_date { Refused::out_of_date(invalid_api_key()) } else { error.into() });
+    }
     let found = app.credentials.look_up_key(key_id).await.map_err(lookup_failed)?;
     // What is not there takes as long as what does not fit.
     let is_admitted = found.as_ref().map_or_else(|| !digest.matches(digest), |known| known.admits(digest, now));
-    found.filter(|_| is_admitted).ok_or_else(invalid_api_key)
+    match found {
+        Some(known) if is_admitted => Ok(known),
+        Some(known) if is_out_of_date(&known) => Err(Refused::out_of_date(invalid_api_key())),
+        _ => Err(invalid_api_key().into()),
+    }
 }
 
 /// The user in `X-User-Id`.

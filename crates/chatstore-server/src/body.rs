@@ -23,6 +23,8 @@ use crate::error::{ApiError, Code, FieldError};
 /// What is read of a body that nobody wants, and for how long.
 const DISCARD_BYTES_MAX: usize = 32 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same of one that is turned away because there is too much to do.
+const SHED_TIMEOUT: Duration = Duration::from_millis(20);
 /// A slow body gets this long before its rate counts.
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
@@ -129,8 +131,20 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
 /// would find the connection broken instead of the answer. One that asked first (`Expect`) is told
 /// at once.
 pub(crate) async fn discard(request: Request) {
+    // A client slower than this has its answer on a broken connection.
+    read_off(request, DISCARD_TIMEOUT).await;
+}
+
+/// The same for a request that is turned away at once: little more is read than what is there already. Whether that
+/// was all of the body; if not, the connection is good for nothing after the answer.
+pub(crate) async fn discard_at_hand(request: Request) -> bool {
+    read_off(request, SHED_TIMEOUT).await
+}
+
+/// Whether the body came to its end.
+async fn read_off(request: Request, time_max: Duration) -> bool {
     if request.headers().contains_key(header::EXPECT) {
-        return;
+        return false;
     }
     if let Some(place) = request.extensions().get::<Place>() {
         place.leave();
@@ -138,15 +152,16 @@ pub(crate) async fn discard(request: Request) {
     let mut body = request.into_body();
     let mut bytes = 0;
     let read = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > DISCARD_BYTES_MAX {
-                return;
+        while bytes <= DISCARD_BYTES_MAX {
+            match body.frame().await {
+                None => return true,
+                Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) => return false,
             }
         }
+        false
     };
-    // A client slower than this has its answer on a broken connection.
-    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
+    tokio::time::timeout(time_max, read).await.unwrap_or(false)
 }
 
 /// A body's share of the memory that all bodies may take.
@@ -342,5 +357,26 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
             }
         }
         deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body as RequestBody;
+    use futures_util::StreamExt as _;
+
+    #[tokio::test]
+    async fn of_a_request_that_is_shed_only_what_is_there_is_read() {
+        let parts = || futures_util::stream::iter(["{", "}"].map(Ok::<_, std::io::Error>));
+        let whole = RequestBody::from_stream(parts());
+        let stalled = RequestBody::from_stream(parts().chain(futures_util::stream::pending()));
+        assert!(discard_at_hand(Request::new(RequestBody::empty())).await);
+        assert!(discard_at_hand(Request::new(whole)).await);
+        let began = Instant::now();
+        assert!(!discard_at_hand(Request::new(stalled)).await);
+        // The timer counts whole milliseconds; the rest is the scheduling of a busy machine.
+        let took = began.elapsed();
+        assert!((SHED_TIMEOUT..SHED_TIMEOUT * 10).contains(&took), "{took:?}");
     }
 }

@@ -236,12 +236,13 @@ pub fn document() -> Value {
         (route.describe)(&mut operation);
         if route.access != Access::Health {
             operation.fails(Code::RateLimited);
-        }
-        if let Access::Needs(_) = route.access {
             operation.fails(Code::Overloaded);
-            if route.method != Method::GET && route.access != Access::Needs(Permission::Search) {
-                operation.fails(Code::StorageFull);
-            }
+        }
+        if let Access::Needs(permission) = route.access
+            && route.method != Method::GET
+            && permission != Permission::Search
+        {
+            operation.fails(Code::StorageFull);
         }
         generator = std::mem::take(&mut operation.generator);
         let method = route.method.as_str().to_ascii_lowercase();
@@ -327,6 +328,13 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
     for (status, codes) in by_status {
         responses.insert(status, failure(status, &codes, problem));
     }
+    if route.access != Access::Health {
+        for response in responses.values_mut() {
+            for (name, description) in RATE_LIMIT_HEADERS {
+                response["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
+            }
+        }
+    }
     let responses: Map<String, Value> =
         responses.into_iter().map(|(status, response)| (status.to_string(), response)).collect();
     let mut written = json!({
@@ -354,7 +362,7 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
 
 /// The headers by which a caller keeps within its limits.
 const RATE_LIMIT_HEADERS: [(&str, &str); 2] = [
-    ("RateLimit-Policy", "The limits that apply (draft-ietf-httpapi-ratelimit-headers-10)."),
+    ("RateLimit-Policy", "The limits that apply, where some are set (draft-ietf-httpapi-ratelimit-headers-10)."),
     ("RateLimit", "What is left of them, and in how many seconds there is more."),
 ];
 
@@ -381,11 +389,6 @@ fn failure(status: u16, codes: &[Code], problem: &schemars::Schema) -> Value {
     if matches!(status, 429 | 503) {
         response["headers"]["Retry-After"] =
             json!({"description": "Seconds after which a retry may succeed.", "schema": {"type": "integer"}});
-    }
-    if status == 429 {
-        for (name, description) in RATE_LIMIT_HEADERS {
-            response["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
-        }
     }
     response
 }

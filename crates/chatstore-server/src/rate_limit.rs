@@ -1,4 +1,4 @@
-//! Limits on requests: everything, the address, the key and the user at once, by GCRA.
+//! Limits on requests: everything, the address, the project, the key and the user at once, by GCRA.
 
 mod memory;
 mod redis;
@@ -7,9 +7,11 @@ mod standing;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use chatstore_core::api_keys::KeySettings;
 use chatstore_core::clock::Ctx;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::CursorKey;
+use chatstore_core::projects::ProjectSettings;
 use chatstore_core::rates::{ClassRates, Rate, Rates, RequestClass, Verdict};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -35,14 +37,21 @@ pub struct Limiter {
 pub struct Account<'a> {
     /// Where it comes from.
     pub address: ClientAddress,
-    /// The id of its key; nothing for open routes and user tokens.
+    /// Its project; nothing for open pages.
+    pub project: Option<(ProjectId, &'a ProjectSettings)>,
+    /// The id of its key; nothing for open pages and user tokens.
     pub key_id: Option<&'a str>,
-    /// The user it speaks for.
-    pub user: Option<(ProjectId, &'a str)>,
-    /// The rates of its project's keys and users, where they differ.
-    pub project_rates: Option<&'a ClassRates>,
-    /// The rates of its key, where they differ.
-    pub key_rates: Option<&'a ClassRates>,
+    /// What was decided about its key; nothing for `API_KEY`.
+    pub key_settings: Option<&'a KeySettings>,
+    /// The user of its project that it speaks for.
+    pub user_id: Option<&'a str>,
+}
+
+impl Account<'_> {
+    /// That of a request without a credential.
+    pub fn of_address(address: ClientAddress) -> Self {
+        Self { address, project: None, key_id: None, key_settings: None, user_id: None }
+    }
 }
 
 /// What is limited.
@@ -50,8 +59,16 @@ pub struct Account<'a> {
 enum Dimension {
     Global,
     Address,
+    Project,
     Key,
     User,
+}
+
+impl Dimension {
+    /// Whether all classes of requests draw on one budget.
+    fn is_of_all_classes(self) -> bool {
+        matches!(self, Self::Global | Self::Project)
+    }
 }
 
 /// Rates that all apply to one thing, each with a bucket of its own.
@@ -66,14 +83,13 @@ struct Limit<'a> {
 impl<'a> Limit<'a> {
     fn new(dimension: Dimension, class: RequestClass, rates: Option<&'a Rates>, subject: &[&[u8]]) -> Option<Self> {
         let rates = rates.map(Rates::as_slice).filter(|rates| !rates.is_empty())?;
-        // One budget for all classes, where everything is counted.
-        let budget = if dimension == Dimension::Global { b"all" } else { class.as_str().as_bytes() };
+        let budget = if dimension.is_of_all_classes() { b"all" } else { class.as_str().as_bytes() };
         Some(Self { dimension, class, rates, subject: [&[dimension as u8], budget, b":", &subject.concat()].concat() })
     }
 }
 
 /// The limits that a request falls under, in the order of [`Dimension`].
-type Limits<'a> = [Option<Limit<'a>>; 4];
+type Limits<'a> = [Option<Limit<'a>>; 5];
 
 /// What tells one address from another: of IPv6, the 64 bits that one customer has at least.
 pub(crate) fn network(address: &IpAddr) -> [u8; 9] {
@@ -104,14 +120,15 @@ impl Limiter {
     }
 
     /// A limiter that counts where the settings say. One that shares Redis with other servers looks after its
-    /// connection until it is dropped, or `shutdown` is cancelled; servers of one store have the same `secret`.
-    pub async fn start(settings: &AccessSettings, ctx: Ctx, secret: &CursorKey, shutdown: &CancellationToken) -> Self {
+    /// connection until it is dropped: requests are counted while a server drains, too. Servers of one store have the
+    /// same `secret`.
+    pub async fn start(settings: &AccessSettings, ctx: Ctx, secret: &CursorKey) -> Self {
         let mut limiter = Self::new(settings, ctx.clone());
         if let RateLimitStore::Redis(url) = &settings.rate_limit_store
             && let Some(shared) = Shared::new(url, &ctx, secret)
         {
             let shared = Arc::new(shared);
-            let stop = shutdown.child_token();
+            let stop = CancellationToken::new();
             shared.keep_alive().await;
             tokio::spawn(shared.clone().look_after(stop.clone()));
             limiter.shared = Some((shared, stop.drop_guard()));
@@ -140,17 +157,20 @@ impl Limiter {
     }
 
     fn limits<'a>(&'a self, account: &Account<'a>, class: RequestClass) -> Limits<'a> {
-        use Dimension::{Address, Global, Key, User};
+        use Dimension::{Address, Global, Key, Project, User};
         let general = self.rates.get(class);
-        let of_project = account.project_rates.and_then(|rates| rates.get(class)).or(general);
-        let of_key = account.key_rates.and_then(|rates| rates.get(class)).or(of_project);
+        let followed = account.project.and_then(|(_, settings)| settings.limits.get(class)).or(general);
+        let of_key = account.key_settings.map_or(followed, |settings| settings.rates(class, followed));
         let address = account.address.0.as_ref();
         [
             Limit::new(Global, class, Some(&self.global_rates), &[]),
             address.and_then(|address| Limit::new(Address, class, general, &[&network(address)])),
+            account.project.and_then(|(project_id, settings)| {
+                Limit::new(Project, class, settings.total_limit.as_ref(), &[project_id.uuid().as_bytes()])
+            }),
             account.key_id.and_then(|key_id| Limit::new(Key, class, of_key, &[key_id.as_bytes()])),
-            account.user.and_then(|(project_id, user_id)| {
-                Limit::new(User, class, of_project, &[project_id.uuid().as_bytes(), user_id.as_bytes()])
+            account.project.zip(account.user_id).and_then(|((project_id, _), user_id)| {
+                Limit::new(User, class, followed, &[project_id.uuid().as_bytes(), user_id.as_bytes()])
             }),
         ]
     }

@@ -23,7 +23,7 @@ use crate::openapi::{DescribedHandler, Operation};
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Anyone, within the limits of an address.
+    /// Anyone, within the limits of an address and while there is room.
     Open,
     /// Anyone, always: what probes ask.
     Health,
@@ -83,7 +83,13 @@ pub fn routes() -> Vec<Route> {
         route(POST, "/api/v1/admin/keys", Needs(Admin), api_keys::create_api_key, &api_keys::CREATE_API_KEY),
         route(GET, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::get_api_key, &api_keys::GET_API_KEY),
         route(PATCH, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::update_api_key, &api_keys::UPDATE_API_KEY),
-        route(DELETE, "/api/v1/admin/keys/{key_id}", Needs(Admin), api_keys::revoke_api_key, &api_keys::REVOKE_API_KEY),
+        route(
+            POST,
+            "/api/v1/admin/keys/{key_id}/revoke",
+            Needs(Admin),
+            api_keys::revoke_api_key,
+            &api_keys::REVOKE_API_KEY,
+        ),
         route(
             POST,
             "/api/v1/admin/keys/{key_id}/rotate",
@@ -234,6 +240,19 @@ fn class(method: &Method, permission: Permission) -> RequestClass {
     }
 }
 
+/// What frees space or rules helps when there is too much. An import is administration that only adds to it.
+fn priority(route: &Guarded) -> Priority {
+    let is_import = route.action == archive::IMPORT_SESSIONS.id;
+    if route.is_audited && !is_import { Priority::High } else { Priority::Usual }
+}
+
+/// Puts admission in front of a guarded handler.
+fn admitted(guarded: MethodRouter<App>, app: App, priority: Priority) -> MethodRouter<App> {
+    guarded.route_layer(from_fn(move |request: Request, next: Next| {
+        crate::admission::admit(app.clone(), priority, request, next)
+    }))
+}
+
 /// The whole application.
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
@@ -241,9 +260,13 @@ pub fn router(app: App) -> Router {
         let app = app.clone();
         let handler = match route.access {
             Access::Health => route.handler,
-            Access::Open => route.handler.route_layer(from_fn(move |request: Request, next: Next| {
-                crate::auth::guard_open(app.clone(), request, next)
-            })),
+            Access::Open => {
+                let guarded = app.clone();
+                let guard = from_fn(move |request: Request, next: Next| {
+                    crate::auth::guard_open(guarded.clone(), request, next)
+                });
+                admitted(route.handler.route_layer(guard), app, Priority::Usual)
+            }
             Access::Needs(permission) => {
                 let route_handler = route.handler;
                 let route = Guarded {
@@ -252,15 +275,11 @@ pub fn router(app: App) -> Router {
                     class: class(&route.method, permission),
                     is_audited: is_audited(&route.method, permission),
                 };
-                // What frees space or rules is what helps when there is too much.
-                let priority = if route.is_audited { Priority::High } else { Priority::Usual };
-                let (guarded, admitted) = (app.clone(), app.clone());
+                let guarded = app.clone();
                 let guard = from_fn(move |request: Request, next: Next| {
                     crate::auth::guard(guarded.clone(), route, request, next)
                 });
-                route_handler.route_layer(guard).route_layer(from_fn(move |request: Request, next: Next| {
-                    crate::admission::admit(admitted.clone(), priority, request, next)
-                }))
+                admitted(route_handler.route_layer(guard), app, priority(&route))
             }
         };
         if route.path.len() > 1 {

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use chatstore_core::clock::Ctx;
+use chatstore_core::ids::ProjectId;
 use chatstore_core::page::CursorKey;
+use chatstore_core::projects::ProjectSettings;
 use chatstore_core::rates::{ClassRates, Rates, RequestClass};
 use chatstore_server::access::AccessSettings;
 use chatstore_server::client_address::ClientAddress;
 use chatstore_server::config::{RateLimitStore, Secret};
 use chatstore_server::rate_limit::{Account, Limiter, Standing};
 use tokio::time::{Instant, interval, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 const PASSWORD: &str = "canary-of-the-tests";
 
@@ -100,7 +101,7 @@ async fn limiter(url: &str, rates: &str) -> Arc<Limiter> {
         ..AccessSettings::default()
     };
     let secret = CursorKey::new([7; 32]);
-    Arc::new(Limiter::start(&settings, Ctx::system(), &secret, &CancellationToken::new()).await)
+    Arc::new(Limiter::start(&settings, Ctx::system(), &secret).await)
 }
 
 async fn limiters(redis: &Redis, rates: &str) -> Vec<Arc<Limiter>> {
@@ -114,8 +115,7 @@ async fn limiters(redis: &Redis, rates: &str) -> Vec<Arc<Limiter>> {
 }
 
 async fn count(limiter: &Limiter, key_id: &str) -> Standing {
-    let address = ClientAddress(None);
-    let account = Account { address, key_id: Some(key_id), user: None, project_rates: None, key_rates: None };
+    let account = Account { key_id: Some(key_id), ..Account::of_address(ClientAddress(None)) };
     limiter.count(&account, RequestClass::Reads).await
 }
 
@@ -229,17 +229,17 @@ async fn a_refusal_by_redis_never_lies() {
 async fn redis_holds_no_name_and_nothing_for_ever() {
     let redis = Redis::start().await;
     let limiter = limiter(&redis.url(), "100/second").await;
-    let project_id = chatstore_core::ids::ProjectId::DEFAULT;
+    let settings = ProjectSettings { total_limit: Rates::parse("100/second"), ..ProjectSettings::default() };
     let account = Account {
         address: ClientAddress(Some("203.0.113.77".parse().unwrap())),
+        project: Some((ProjectId::DEFAULT, &settings)),
         key_id: Some("key-canary"),
-        user: Some((project_id, "user-canary")),
-        project_rates: None,
-        key_rates: None,
+        key_settings: None,
+        user_id: Some("user-canary"),
     };
     assert!(limiter.count(&account, RequestClass::Reads).await.refusal().is_none());
     let keys: Vec<String> = redis.call(&["KEYS", "*"]).await;
-    assert_eq!(keys.len(), 4, "{keys:?}");
+    assert_eq!(keys.len(), 5, "{keys:?}");
     let tags: std::collections::HashSet<&str> = keys.iter().map(|key| key.split('}').next().unwrap()).collect();
     assert!(tags.len() == 1 && tags.iter().all(|tag| tag.starts_with('{')), "{keys:?}");
     for key in &keys {

@@ -1,7 +1,7 @@
 -- Who may do what, and how much: settings and secrets of projects, rotation and settings of keys, the
 -- audit log, and the bytes that quotas count.
 
--- A deleted project keeps its row: the name is then its id, settings and secrets are gone. erased_at is
+-- A deleted project keeps its row: the name is then U+0001 and its id, settings and secrets are gone. erased_at is
 -- when its last session was deleted.
 alter table projects add column settings text not null default '{}';
 alter table projects add column token_secret blob check (length(token_secret) = 32);

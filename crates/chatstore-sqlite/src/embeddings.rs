@@ -109,10 +109,16 @@ impl EmbeddingStore for SqliteStore {
         lease_until: Timestamp,
         limit: usize,
     ) -> Result<Vec<EmbeddingJob>, StoreError> {
-        if !self.exists(jobs::HAS_DUE, Some(now.as_micros())).await? {
-            return Ok(Vec::new());
+        while self.exists(jobs::HAS_DUE, Some(now.as_micros())).await? {
+            let claim = self
+                .writer
+                .write(Kind::Plain, 0, move |connection| Ok(jobs::claim(connection, now, lease_until, limit)?));
+            let claim = claim.await?;
+            if !claim.jobs.is_empty() || !claim.has_removed {
+                return Ok(claim.jobs);
+            }
         }
-        self.writer.write(Kind::Plain, 0, move |connection| Ok(jobs::claim(connection, now, lease_until, limit)?)).await
+        Ok(Vec::new())
     }
 
     async fn complete_embedding_jobs(

@@ -319,7 +319,7 @@ async fn the_row_of_a_deleted_project_keeps_no_name_settings_or_secrets() {
     world.store.update_project(doomed.project_id, patch, world.ctx.now()).await.unwrap();
     world.store.delete_project(doomed.project_id, world.ctx.now()).await.unwrap();
     let blank = "select settings = '{}' and token_secret is null and previous_token_secret is null
-            and previous_token_secret_expires_at is null and name = ?2
+            and previous_token_secret_expires_at is null and name = char(1) || ?2
         from projects where project_id = ?1";
     let params = params![doomed.project_id.as_bytes(), doomed.project_id.to_string()];
     let outsider = Connection::open(&world.path).unwrap();

@@ -1,12 +1,14 @@
-//! Words that several commands take: names, ids of keys, lengths of time, limits and quotas.
+//! Words that several commands take: names, ids of keys, lengths of time, limits, quotas and whose tokens count.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use chatstore_core::api_keys::{KeyScopes, Permission, PresentedKey};
 use chatstore_core::clock::Timestamp;
-use chatstore_core::limits::{KEY_RANGES_MAX, ROTATION_GRACE_SECONDS_MAX};
+use chatstore_core::ids::ProjectId;
+use chatstore_core::limits::{KEY_RANGES_MAX, NAME_BYTES_MAX, ROTATION_GRACE_SECONDS_MAX, TOKEN_KEYS_MAX};
+use chatstore_core::projects::{ProjectPatch, ProjectSettings, TokenAlgorithm, TokenPublicKey, TokenSettings};
 use chatstore_core::rates::{ClassRates, RATES_ACCEPTED, Rates};
 use chatstore_core::store::Quotas;
-use chatstore_server::auth::parse_address_range;
+use chatstore_server::auth::{check_public_key, parse_address_range};
 use chatstore_server::config::{QUOTA_MAX, parse_origin};
 use clap::Args;
 
@@ -19,6 +21,15 @@ const KEY_ID_CHARS: usize = 12;
 pub(crate) fn check_name(flag: &str, text: &str, bytes_max: usize) -> anyhow::Result<()> {
     if text.is_empty() || text.len() > bytes_max || text.contains(char::is_control) {
         bail!("{flag} must have 1 to {bytes_max} bytes and no control characters");
+    }
+    Ok(())
+}
+
+/// Refuses a name that a project must not have. That of a deleted one becomes its id, so no other may be called so.
+pub(crate) fn check_project_name(flag: &str, text: &str) -> anyhow::Result<()> {
+    check_name(flag, text, NAME_BYTES_MAX)?;
+    if ProjectId::parse(text).is_some() {
+        bail!("{flag} must not read as an id (a UUID)");
     }
     Ok(())
 }
@@ -107,15 +118,105 @@ impl LimitArgs {
         for (flag, text, rates) in given {
             let Some(text) = text else { continue };
             is_said = true;
-            *rates = match text.as_str() {
-                NONE => None,
-                text => Some(
-                    Rates::parse(text).with_context(|| format!("{flag} must be {RATES_ACCEPTED}; or off or none"))?,
-                ),
-            };
+            *rates = rates_or_none(flag, text)?;
         }
         Ok(is_said.then_some(before))
     }
+}
+
+fn rates_or_none(flag: &str, text: &str) -> anyhow::Result<Option<Rates>> {
+    if text == NONE {
+        return Ok(None);
+    }
+    Rates::parse(text).map(Some).with_context(|| format!("{flag} must be {RATES_ACCEPTED}; or off or none"))
+}
+
+/// What a project has of its own.
+#[derive(Args)]
+pub(crate) struct ProjectArgs {
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// How often all of its keys and users together may ask for anything; `none` is as often as they like.
+    #[arg(long, value_name = "RATE")]
+    limit_total: Option<String>,
+    #[command(flatten)]
+    quotas: QuotaArgs,
+    #[command(flatten)]
+    tokens: TokenArgs,
+}
+
+impl ProjectArgs {
+    /// What is to be changed of `before`.
+    pub(crate) fn patch(&self, before: &ProjectSettings) -> anyhow::Result<ProjectPatch> {
+        let total = self.limit_total.as_deref();
+        Ok(ProjectPatch {
+            name: None,
+            limits: self.limits.over(before.limits.clone())?,
+            total_limit: total.map(|text| rates_or_none("--limit-total", text)).transpose()?,
+            quotas: self.quotas.over(before.quotas)?,
+            tokens: self.tokens.over(before.tokens.clone())?,
+        })
+    }
+}
+
+/// Whose user tokens a project believes.
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    /// A key that verifies its user tokens, such as EdDSA=key.pem (EdDSA, ES256 or RS256, and a file with PEM or a
+    /// JWK); may be given more than once, and replaces all that were there.
+    #[arg(long = "public-key", value_name = "ALG=FILE")]
+    public_keys: Vec<String>,
+    /// Take its public keys away; what they verify is refused within a second.
+    #[arg(long, conflicts_with = "public_keys")]
+    no_public_keys: bool,
+    /// What `aud` of its user tokens must contain; `none` is `chatstore`.
+    #[arg(long, value_name = "TEXT")]
+    token_audience: Option<String>,
+    /// What `iss` of its user tokens must be; `none` is anything.
+    #[arg(long, value_name = "TEXT")]
+    token_issuer: Option<String>,
+}
+
+impl TokenArgs {
+    /// These, and where nothing is said what was `before`; nothing if nothing is said at all.
+    fn over(&self, mut before: TokenSettings) -> anyhow::Result<Option<TokenSettings>> {
+        let given = [
+            ("--token-audience", &self.token_audience, &mut before.audience),
+            ("--token-issuer", &self.token_issuer, &mut before.issuer),
+        ];
+        for (flag, text, place) in given {
+            let Some(text) = text else { continue };
+            check_name(flag, text, NAME_BYTES_MAX)?;
+            *place = (text != NONE).then(|| text.clone());
+        }
+        if self.public_keys.len() > TOKEN_KEYS_MAX {
+            bail!("--public-key may be given at most {TOKEN_KEYS_MAX} times");
+        }
+        let replaces_keys = self.no_public_keys || !self.public_keys.is_empty();
+        if replaces_keys {
+            before.public_keys = self.public_keys.iter().map(|text| public_key(text)).collect::<Result<_, _>>()?;
+        }
+        let is_said = replaces_keys || self.token_audience.is_some() || self.token_issuer.is_some();
+        Ok(is_said.then_some(before))
+    }
+}
+
+/// Reads a public key that is given as its algorithm and its file.
+fn public_key(text: &str) -> anyhow::Result<TokenPublicKey> {
+    let named = text.split_once('=').and_then(|(name, file)| {
+        let algorithm = match name {
+            "EdDSA" => TokenAlgorithm::EdDSA,
+            "ES256" => TokenAlgorithm::ES256,
+            "RS256" => TokenAlgorithm::RS256,
+            _ => return None,
+        };
+        Some((algorithm, file))
+    });
+    let (algorithm, file) = named.context("--public-key must be EdDSA=FILE, ES256=FILE or RS256=FILE")?;
+    let public_key = std::fs::read_to_string(file).with_context(|| format!("--public-key: cannot read {file}"))?;
+    let key = TokenPublicKey { key_id: None, algorithm, public_key: public_key.trim().to_owned() };
+    check_public_key(&key).map_err(|fault| anyhow!("--public-key: {file} must {fault}"))?;
+    Ok(key)
 }
 
 /// The quotas of a project.

@@ -22,6 +22,7 @@ use clap::{ArgMatches, Args};
 use indicatif::HumanCount;
 
 use self::meter::Meter;
+use crate::audit::{COPY, Deed, note};
 use crate::engine::{self, Absent};
 use crate::import::progress::{counted, rate, seconds};
 use crate::settings::print;
@@ -87,7 +88,7 @@ pub(crate) async fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let ends = Ends { source: source.store.clone(), target: target.store.clone() };
-    let result = run(&ends, args.verify_only, args.quiet).await;
+    let result = run(&ends, &ctx, args.verify_only, args.quiet).await;
     target.store.close().await;
     source.store.close().await;
     result
@@ -129,29 +130,45 @@ fn unopened(flag: &str, error: &anyhow::Error) -> anyhow::Error {
     anyhow!(error)
 }
 
-async fn run(ends: &Ends, verify_only: bool, quiet: bool) -> anyhow::Result<ExitCode> {
-    if !verify_only {
-        // Before anything is written: a copy that cannot end well does not begin.
-        let missing = projects::missing(ends).await?;
-        let meter = Arc::new(Meter::new("copied", quiet));
-        let copied = async {
-            missing.create(ends).await?;
-            events::copy(ends).await?;
-            sessions::copy(ends, &meter).await
-        };
-        let known = copied
-            .await
-            .map_err(|error| anyhow!("{error:#}; what was copied stays, and the same command goes on from there"))?;
-        meter.finish(|tally| {
-            format!(
-                "Copied {} and {} in {} ({} messages/s); {known} already there.",
-                counted(tally.sessions, "session"),
-                counted(tally.messages, "message"),
-                seconds(tally.elapsed),
-                HumanCount(rate(tally.messages, tally.elapsed)),
-            )
-        });
+async fn run(ends: &Ends, ctx: &Ctx, verify_only: bool, quiet: bool) -> anyhow::Result<ExitCode> {
+    if verify_only {
+        return compare(ends, quiet).await;
     }
+    // Before anything is written: a copy that cannot end well does not begin.
+    let missing = projects::missing(ends).await?;
+    let meter = Arc::new(Meter::new("copied", quiet));
+    let mut has_moved = !missing.is_nothing();
+    let copied = async {
+        missing.create(ends).await?;
+        has_moved |= events::copy(ends).await? > 0;
+        sessions::copy(ends, &meter).await
+    };
+    let copied = copied.await;
+    has_moved |= meter.has_counted();
+    let result = match copied {
+        Ok(known) => {
+            meter.finish(|tally| {
+                format!(
+                    "Copied {} and {} in {} ({} messages/s); {known} already there.",
+                    counted(tally.sessions, "session"),
+                    counted(tally.messages, "message"),
+                    seconds(tally.elapsed),
+                    HumanCount(rate(tally.messages, tally.elapsed)),
+                )
+            });
+            compare(ends, quiet).await
+        }
+        Err(error) => Err(anyhow!("{error:#}; what was copied stays, and the same command goes on from there")),
+    };
+    if !has_moved {
+        return result;
+    }
+    let mut deed = Deed::new();
+    deed.has_begun();
+    note(ends.target.as_ref(), ctx, COPY, deed, result).await
+}
+
+async fn compare(ends: &Ends, quiet: bool) -> anyhow::Result<ExitCode> {
     let meter = Arc::new(Meter::new("compared", quiet));
     let comparison = verify::compare(ends, &meter).await?;
     meter.finish(|tally| format!("Compared in {}.", seconds(tally.elapsed)));

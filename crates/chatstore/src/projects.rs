@@ -1,19 +1,27 @@
 //! `chatstore projects`: tenants from the host, beside a running server.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, anyhow, bail};
 use chatstore_core::clock::Ctx;
-use chatstore_core::limits::NAME_BYTES_MAX;
+use chatstore_core::ids::ProjectId;
+use chatstore_core::page::PageRequest;
 use chatstore_core::projects::{Project, ProjectPatch, TokenSecret};
-use chatstore_core::store::{Store, StoreError};
+use chatstore_core::sessions::SessionQuery;
+use chatstore_core::store::{Scope, Store, StoreError};
 use clap::{Args, Subcommand};
 
-use crate::arguments::{LimitArgs, QuotaArgs, check_name, grace_end};
+use crate::arguments::{ProjectArgs, check_project_name, grace_end};
 use crate::audit::audited;
 use crate::import::progress::counted;
 use crate::patience::patiently;
 use crate::settings::{StoreSettings, print};
 use crate::tables::{NOTHING, limits, minute, properties, table};
 use crate::{engine, pages};
+
+/// How long `delete` waits for a server that is deleting the same sessions.
+const ERASE_TIMEOUT: Duration = Duration::from_secs(10);
+const ERASE_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Subcommand)]
 pub(crate) enum ProjectsAction {
@@ -31,9 +39,7 @@ pub(crate) enum ProjectsAction {
         /// What it is to be called.
         name: String,
         #[command(flatten)]
-        limits: LimitArgs,
-        #[command(flatten)]
-        quotas: QuotaArgs,
+        own: ProjectArgs,
         #[command(flatten)]
         settings: StoreSettings,
     },
@@ -62,9 +68,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long = "name", id = "new_name", value_name = "NAME")]
     new_name: Option<String>,
     #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    quotas: QuotaArgs,
+    own: ProjectArgs,
     #[command(flatten)]
     settings: StoreSettings,
 }
@@ -103,7 +107,7 @@ pub(crate) async fn projects(action: ProjectsAction) -> anyhow::Result<()> {
     let result = match &action {
         ProjectsAction::List(_) => list(store).await,
         ProjectsAction::Show { name, .. } => show(store, name).await,
-        ProjectsAction::Create { name, limits, quotas, .. } => create(store, &ctx, name, limits, quotas).await,
+        ProjectsAction::Create { name, own, .. } => create(store, &ctx, name, own).await,
         ProjectsAction::Update(args) => update(store, &ctx, args).await,
         ProjectsAction::Delete { name, yes, .. } => delete(store, &ctx, name, *yes).await,
         ProjectsAction::TokenSecret(args) => rotate_token_secret(store, &ctx, args).await,
@@ -118,12 +122,18 @@ pub(crate) async fn find(store: &dyn Store, name: &str) -> anyhow::Result<Projec
     found.with_context(|| format!("there is no project named `{name}`; `chatstore projects list` shows them"))
 }
 
+/// The id of the project of this name, if one is named.
+pub(crate) async fn find_id(store: &dyn Store, name: Option<&str>) -> anyhow::Result<Option<ProjectId>> {
+    let Some(name) = name else { return Ok(None) };
+    Ok(Some(find(store, name).await?.project_id))
+}
+
 /// The project of this name, made if there is none.
 pub(crate) async fn find_or_create(store: &dyn Store, ctx: &Ctx, name: &str) -> anyhow::Result<Project> {
-    check_name("--project", name, NAME_BYTES_MAX)?;
     if let Some(project) = store.get_project_by_name(name).await? {
         return Ok(project);
     }
+    check_project_name("--project", name)?;
     let now = ctx.now();
     let made = audited(store, ctx, "projects create", async |deed| {
         match store.create_project(Project::new(ctx.new_project_id(now), name, now)).await {
@@ -150,7 +160,7 @@ async fn list(store: &dyn Store) -> anyhow::Result<()> {
         [
             project.project_id.to_string(),
             project.name.clone(),
-            own(settings.limits != Default::default(), "own"),
+            own(settings.limits != Default::default() || settings.total_limit.is_some(), "own"),
             own(settings.quotas != Default::default(), "own"),
             minute(project.created_at),
         ]
@@ -166,6 +176,7 @@ async fn show(store: &dyn Store, name: &str) -> anyhow::Result<()> {
     let number = |quota: Option<u64>| quota.map(|number| number.to_string());
     let mut lines = vec![("id", Some(project.project_id.to_string())), ("name", Some(project.name.clone()))];
     lines.extend(limits(&settings.limits));
+    lines.push(("limit in total", settings.total_limit.as_ref().map(ToString::to_string)));
     lines.extend([
         ("sessions a user", number(settings.quotas.sessions_per_user)),
         ("messages a session", number(settings.quotas.messages_per_session)),
@@ -184,19 +195,12 @@ async fn show(store: &dyn Store, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn create(
-    store: &dyn Store,
-    ctx: &Ctx,
-    name: &str,
-    limits: &LimitArgs,
-    quotas: &QuotaArgs,
-) -> anyhow::Result<()> {
+async fn create(store: &dyn Store, ctx: &Ctx, name: &str, own: &ProjectArgs) -> anyhow::Result<()> {
     let project = audited(store, ctx, "projects create", async |deed| {
-        check_name("the name", name, NAME_BYTES_MAX)?;
+        check_project_name("the name", name)?;
         let now = ctx.now();
         let mut project = Project::new(ctx.new_project_id(now), name, now);
-        project.settings.limits = limits.over(Default::default())?.unwrap_or_default();
-        project.settings.quotas = quotas.over(Default::default())?.unwrap_or_default();
+        own.patch(&project.settings)?.apply(&mut project, now);
         let project = store.create_project(project).await.map_err(|error| taken(error, name))?;
         deed.concerns(&project);
         Ok(project)
@@ -210,17 +214,14 @@ async fn update(store: &dyn Store, ctx: &Ctx, args: &UpdateArgs) -> anyhow::Resu
     let project = audited(store, ctx, "projects update", async |deed| {
         let before = find(store, &args.name).await?;
         deed.concerns(&before);
-        let patch = ProjectPatch {
-            name: args.new_name.clone(),
-            limits: args.limits.over(before.settings.limits)?,
-            quotas: args.quotas.over(before.settings.quotas)?,
-            tokens: None,
-        };
+        let patch = ProjectPatch { name: args.new_name.clone(), ..args.own.patch(&before.settings)? };
         if patch == ProjectPatch::default() {
             bail!("say what is to be changed; `chatstore projects update --help` shows what can be");
         }
+        if let Some(name) = &patch.name {
+            check_project_name("--name", name)?;
+        }
         let name = args.new_name.as_deref().unwrap_or(&before.name);
-        check_name("--name", name, NAME_BYTES_MAX)?;
         store.update_project(before.project_id, patch, ctx.now()).await.map_err(|error| taken(error, name))
     });
     eprintln!("Changed the project {}.", project.await?.name);
@@ -254,32 +255,56 @@ async fn delete(store: &dyn Store, ctx: &Ctx, name: &str, yes: bool) -> anyhow::
     });
     deleted.await?;
     eprintln!("Deleted the project {name}; its keys are revoked.");
-    // A running server would do it, too; where there is none, nothing should be left for the next start.
-    while patiently(|| store.erase_deleted_projects(ctx.now())).await.context(
+    let erased = erase(store, ctx, project.project_id).await.context(
         "its sessions are out of reach, and a server deletes them in the background; deleting them here stopped",
-    )? {}
-    eprintln!("Its sessions are deleted; a running server takes the texts out of the database.");
+    )?;
+    if erased {
+        eprintln!("Its sessions are deleted; a running server takes the texts out of the database.");
+    } else {
+        eprintln!("Its sessions are out of reach; a running server is deleting the rest of them.");
+    }
     Ok(())
+}
+
+/// Deletes the sessions of deleted projects, so that nothing is left for the next start of a server; tells whether this
+/// project has none any more. A running server does the same, and may have taken the project for itself.
+async fn erase(store: &dyn Store, ctx: &Ctx, project_id: ProjectId) -> Result<bool, StoreError> {
+    let (scope, query) = (Scope::project(project_id), SessionQuery::default());
+    let one = PageRequest { limit: 1, ..PageRequest::default() };
+    let mut progressed = Instant::now();
+    loop {
+        while patiently(|| store.erase_deleted_projects(ctx.now())).await? {
+            progressed = Instant::now();
+        }
+        if patiently(|| store.list_sessions(&scope, &query, &one)).await?.items.is_empty() {
+            return Ok(true);
+        }
+        if progressed.elapsed() >= ERASE_TIMEOUT {
+            return Ok(false);
+        }
+        tokio::time::sleep(ERASE_PAUSE).await;
+    }
 }
 
 async fn rotate_token_secret(store: &dyn Store, ctx: &Ctx, args: &TokenSecretArgs) -> anyhow::Result<()> {
     let secret = (!args.remove).then(|| TokenSecret::generate(ctx));
-    let project = audited(store, ctx, "projects token-secret", async |deed| {
+    audited(store, ctx, "projects token-secret", async |deed| {
         let project = find(store, &args.name).await?;
         deed.concerns(&project);
         let now = ctx.now();
         let until = if args.remove { now } else { grace_end(&args.grace, now)? };
-        Ok(store.rotate_token_secret(project.project_id, secret, until, now).await?)
-    });
-    let project = project.await?;
-    let Some(secret) = secret else {
-        eprintln!("The project {} has no secret for user tokens any more.", project.name);
-        return Ok(());
-    };
-    let before = match project.token_secrets.get(1).and_then(|secret| secret.expires_at) {
-        Some(at) => format!("; the one before works until {at}"),
-        None => String::new(),
-    };
-    eprintln!("The project {} has a new secret for user tokens{before}. It is shown this once:", project.name);
-    print(&format!("{}\n", secret.expose())).context("the secret could not be printed; make another")
+        let project = store.rotate_token_secret(project.project_id, secret, until, now).await?;
+        deed.is_done();
+        let Some(secret) = secret else {
+            eprintln!("The project {} has no secret for user tokens any more.", project.name);
+            return Ok(());
+        };
+        let before = match project.token_secrets.get(1).and_then(|secret| secret.expires_at) {
+            Some(at) => format!("; the one before works until {at}"),
+            None => String::new(),
+        };
+        eprintln!("The project {} has a new secret for user tokens{before}. It is shown this once:", project.name);
+        print(&format!("{}\n", secret.expose())).context("the secret could not be printed; make another")
+    })
+    .await
 }

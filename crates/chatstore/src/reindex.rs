@@ -4,19 +4,18 @@ use std::time::Duration;
 
 use chatstore_core::clock::Ctx;
 use chatstore_core::search::Derived;
-use chatstore_core::store::{Store, StoreError};
+use chatstore_core::store::Store;
 use clap::Args;
 use indicatif::HumanCount;
 
 use crate::audit::audited;
 use crate::engine;
 use crate::import::progress::{Progress, counted, rate, seconds};
+use crate::patience::patiently;
 use crate::settings::StoreSettings;
 
 /// Before another look at what a running server, or another process, is doing.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Tries of a step that the store is too busy for.
-const TRIES_MAX: u32 = 600;
 
 #[derive(Args)]
 pub(crate) struct ReindexArgs {
@@ -37,7 +36,8 @@ pub(crate) async fn reindex(args: ReindexArgs) -> anyhow::Result<()> {
     let open = engine::open_existing(&config, &ctx).await?;
     let store = open.store.as_ref();
     let is_all = args.text == args.embeddings;
-    let result = audited(store, &ctx, "reindex", async |_| {
+    let result = audited(store, &ctx, "reindex", async |deed| {
+        deed.has_begun();
         if args.text || is_all {
             let (messages, progress) = walk(store, Derived::Text).await?;
             tell(&progress, messages, "Made the index of words anew");
@@ -78,10 +78,10 @@ fn tell(progress: &Progress, messages: u64, what: &str) {
 /// Starts a walk over all messages and goes to its end, together with any server that runs.
 async fn walk(store: &dyn Store, derived: Derived) -> anyhow::Result<(u64, Progress)> {
     let mut progress = Progress::endless();
-    patiently(async || store.start_reindex(derived).await).await?;
+    patiently(|| store.start_reindex(derived)).await?;
     let mut messages = 0;
     loop {
-        let done = patiently(async || store.reindex_some(derived).await).await?;
+        let done = patiently(|| store.reindex_some(derived)).await?;
         messages += done.messages;
         progress.tick(|elapsed| {
             let rate = HumanCount(rate(messages, elapsed));
@@ -93,17 +93,5 @@ async fn walk(store: &dyn Store, derived: Derived) -> anyhow::Result<(u64, Progr
         if done.messages == 0 {
             tokio::time::sleep(PAUSE).await;
         }
-    }
-}
-
-/// Tries again what a busy store refuses.
-async fn patiently<T>(mut step: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    let mut tries = 1;
-    loop {
-        match step().await {
-            Err(StoreError::Busy) if tries < TRIES_MAX => tokio::time::sleep(PAUSE).await,
-            result => return result,
-        }
-        tries += 1;
     }
 }

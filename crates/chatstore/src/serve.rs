@@ -25,7 +25,7 @@ use crate::audit::audited;
 use crate::engine::{self, OpenStore};
 use crate::settings::ServeSettings;
 
-/// How long the background work gets to give back what it has borrowed.
+/// How long the background work gets to give back what it has borrowed, and events of the audit log to be stored.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the store gets to close after the last request.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -80,14 +80,22 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let first_key = if has_root_key { None } else { make_first_key(&app).await? };
     tracing::info!(url, database = shown, version = env!("CARGO_PKG_VERSION"), "listening");
     greet(&url, &shown, has_root_key, first_key.as_ref());
+    if let Some(key) = &first_key {
+        note_first_key(&app, key).await;
+    }
     let limits = listener_limits(config);
     let worker = worker::start(app.clone(), WorkerPace::default());
     let last_uses = last_used::start(app.clone(), last_used::FLUSH_PAUSE);
-    listener::serve(listener, router::router(app), limits, shutdown).await;
+    listener::serve(listener, router::router(app.clone()), limits, shutdown).await;
     // They were told to stop at the same time as the listener: most often they have ended long ago.
-    let background = async { tokio::join!(worker, last_uses) };
-    if tokio::time::timeout(WORKER_TIMEOUT, background).await.is_err() {
+    let background = tokio::time::timeout(WORKER_TIMEOUT, async { tokio::join!(worker, last_uses) });
+    let events = tokio::time::timeout(WORKER_TIMEOUT, app.audit.finish());
+    let (background, events) = tokio::join!(background, events);
+    if background.is_err() {
         tracing::warn!("the background work took too long to end; the next start makes up for it");
+    }
+    if events.is_err() {
+        tracing::error!("events of the audit log could not be stored in time");
     }
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await;
     let stats = store.stats();
@@ -171,14 +179,18 @@ async fn is_stored(store: &dyn Store, key: &str) -> anyhow::Result<bool> {
 async fn make_first_key(app: &App) -> anyhow::Result<Option<PresentedKey>> {
     let key = PresentedKey::generate(&app.ctx);
     let stored = ApiKey::new(&key, ProjectId::DEFAULT, "first key", KeyScopes::all(), app.ctx.now());
-    if !app.store.create_first_api_key(stored.clone()).await? {
-        return Ok(None);
+    Ok(app.store.create_first_api_key(stored).await?.then_some(key))
+}
+
+/// Notes that the key was made, once it is shown: it will never be made again.
+async fn note_first_key(app: &App, key: &PresentedKey) {
+    let noted = audited(app.store.as_ref(), &app.ctx, "serve", async |deed| {
+        deed.is_meant_for(key.key_id());
+        Ok(())
+    });
+    if let Err(error) = noted.await {
+        tracing::error!(error = format!("{error:#}"), "the first key is not in the audit log");
     }
-    audited(app.store.as_ref(), &app.ctx, "serve", async |deed| {
-        deed.concerns_key(&stored);
-        Ok(Some(key))
-    })
-    .await
 }
 
 /// The address as this host reaches it.

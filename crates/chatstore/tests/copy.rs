@@ -86,7 +86,7 @@ fn whole<P>() -> PageRequest<P> {
     PageRequest { limit: 100, ..PageRequest::default() }
 }
 
-/// All that a store holds, as the contract shows it.
+/// All that a store holds, as the contract shows it, but for the events that tell of copies.
 #[derive(Debug, PartialEq)]
 struct Contents {
     projects: Vec<Project>,
@@ -115,7 +115,7 @@ impl Contents {
         while let Some(start) = next {
             let page = PageRequest { limit: 100, start };
             let page = store.list_audit_events(&AuditQuery::default(), &page).await.unwrap();
-            events.extend(page.items);
+            events.extend(page.items.into_iter().filter(|event| event.action != "copy"));
             next = page.next.map(PageStart::After);
         }
         let (mut sessions, mut embeddings) = (Vec::new(), Vec::new());
@@ -300,6 +300,55 @@ async fn every_state_of_a_store_moves_to_postgres_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_state_of_a_store_moves_from_postgres_to_postgres() {
     every_state_moves(&[Postgres, Postgres]).await;
+}
+
+/// What tells of copies in the audit log of a database.
+async fn copies(database: &Database) -> Vec<(Actor, String)> {
+    let store = database.open().await;
+    let query = AuditQuery { action: Some("copy".to_owned()), ..AuditQuery::default() };
+    let events = store.list_audit_events(&query, &whole()).await.unwrap().items;
+    store.close().await;
+    events.into_iter().map(|event| (event.actor, event.outcome)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_moved_anything_leaves_one_event() {
+    for engine in [Sqlite, Postgres] {
+        let (from, to) = (small(Sqlite).await, Database::new(engine).await);
+        let copied = (Actor::Command, "ok".to_owned());
+        copy(&from, &to, &[]).ok();
+        assert_eq!(copies(&to).await, [copied.clone()]);
+        // Neither of these moves anything, and both find the ends equal.
+        copy(&from, &to, &[]).ok();
+        copy(&from, &to, &["--verify-only"]).ok();
+        assert_eq!(copies(&to).await, [copied.clone()]);
+
+        let keeper = from.keeper().await;
+        keeper.event(ProjectId::DEFAULT, Actor::RootKey).await;
+        keeper.store.close().await;
+        copy(&from, &to, &[]).ok();
+        assert_eq!(copies(&to).await, [copied.clone(), copied.clone()]);
+        // The next copy takes them along and adds its own.
+        let third = Database::new(Sqlite).await;
+        copy(&to, &third, &[]).ok();
+        assert_eq!(copies(&third).await.len(), 3);
+        assert_eq!(copies(&from).await, []);
+
+        // One that ends halfway says that it did.
+        let sessions = Contents::of(&from).await.sessions;
+        for (database, n) in [(&from, 2), (&to, 1)] {
+            let keeper = database.keeper().await;
+            for _ in 0..n {
+                keeper.say(&sessions[0].0, "here").await;
+            }
+            keeper.store.close().await;
+        }
+        let keeper = from.keeper().await;
+        keeper.key(|_| {}).await;
+        keeper.store.close().await;
+        copy(&from, &to, &[]).refusal();
+        assert_eq!(copies(&to).await[0], (Actor::Command, "unknown".to_owned()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,8 +107,8 @@ fn refusals(bench: &mut Bench) -> Result<()> {
 fn refusals_on(bench: &mut Bench, engine: &str, server: &ServerProcess) -> Result<()> {
     let ctx = Ctx::system();
     let (good, revoked) = (new_key(server, "good")?, new_key(server, "revoked")?);
-    let revoke = format!("/api/v1/admin/keys/{}", revoked.key_id);
-    block_on(send_all(server.port(), 1, 1, false, |_| request("DELETE", &revoke, API_KEY, "")))?;
+    let revoke = format!("/api/v1/admin/keys/{}/revoke", revoked.key_id);
+    block_on(send_all(server.port(), 1, 1, false, |_| request("POST", &revoke, API_KEY, "")))?;
     let rounds = bench.plan.refusals;
     let mut times = [const { Vec::new() }; 3];
     block_on(async {

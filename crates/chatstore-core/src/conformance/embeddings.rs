@@ -193,6 +193,24 @@ pub async fn claim_embedding_jobs_is_oldest_first_and_bounded_in_bytes(t: TestSt
     assert_eq!(lent, ids);
 }
 
+pub async fn claim_embedding_jobs_and_reindex_some_pass_over_deleted_projects(t: TestStore) {
+    let doomed = t.store.create_session(&t.other, t.placed(&t.other, t.new_session(None))).await.unwrap();
+    for _ in 0..5 {
+        let new = NewMessage { embed: true, ..t.new_message(&doomed, "a secret") };
+        t.store.append_messages(&t.other, doomed.session_id, vec![new], t.ctx.now()).await.unwrap();
+    }
+    let kept = t.queue(&t.session().await, "kept").await;
+    t.store.delete_project(t.other.project_id, t.ctx.now()).await.unwrap();
+    // More of them than are asked for do not hide what stands behind.
+    let jobs = t.claim(t.ctx.now(), 2).await;
+    assert_eq!(queued(&jobs), [(kept.message_id, 1)]);
+    t.complete(&jobs[0], done("m", &[&[1.0, 0.0]])).await;
+    t.store.set_embedding_source("m").await.unwrap();
+    t.reindex(Derived::Embeddings).await;
+    assert_eq!(t.store.get_embedding_backlog(&t.other).await.unwrap(), EmbeddingBacklog::default());
+    assert_eq!(t.claim(t.ctx.now(), 9).await, []);
+}
+
 pub async fn complete_embedding_jobs_stores_vectors_and_ends_the_wait(t: TestStore) {
     let session = t.session_of("alice").await;
     let (short, long) = (t.queue(&session, "short").await, t.queue(&session, "long").await);

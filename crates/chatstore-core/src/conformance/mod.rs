@@ -255,6 +255,7 @@ macro_rules! conformance_tests {
             update_project_changes_only_what_is_named
             rotate_token_secret_keeps_the_old_one_for_a_while
             delete_project_takes_its_keys_and_its_name_away_at_once
+            delete_project_needs_no_name_that_another_may_have
             delete_project_leaves_the_default_one_and_the_others
             erase_deleted_projects_deletes_every_session
             concurrent_erase_deleted_projects_share_the_work
@@ -322,6 +323,7 @@ macro_rules! conformance_tests {
             set_embedding_and_list_embeddings_keep_to_their_scope
             claim_embedding_jobs_lends_each_message_once
             claim_embedding_jobs_is_oldest_first_and_bounded_in_bytes
+            claim_embedding_jobs_and_reindex_some_pass_over_deleted_projects
             complete_embedding_jobs_stores_vectors_and_ends_the_wait
             complete_embedding_jobs_ignores_what_came_too_late
             an_edit_drops_the_vectors_of_the_old_text

@@ -195,12 +195,20 @@ pub async fn delete_project_takes_its_keys_and_its_name_away_at_once(t: TestStor
     assert_eq!(t.store.update_project(made.project_id, ProjectPatch::default(), now).await.err(), gone);
     assert_eq!(t.store.rotate_token_secret(made.project_id, None, now, now).await.err(), gone);
     assert_eq!(t.store.delete_project(made.project_id, now).await.err(), gone);
+    assert_eq!(t.store.get_project_usage(made.project_id).await.unwrap(), ProjectUsage::default());
     assert!(t.store.create_project(project(&t, "doomed")).await.is_ok(), "its name is free");
+}
+
+pub async fn delete_project_needs_no_name_that_another_may_have(t: TestStore) {
+    let id = t.other.project_id;
+    let namesake = t.store.create_project(project(&t, &id.to_string())).await.unwrap();
+    t.store.delete_project(id, t.ctx.now()).await.unwrap();
+    assert_eq!(t.store.get_project_by_name(&id.to_string()).await.unwrap(), Some(namesake));
 }
 
 pub async fn delete_project_leaves_the_default_one_and_the_others(t: TestStore) {
     let refused = t.store.delete_project(ProjectId::DEFAULT, t.ctx.now()).await;
-    assert!(matches!(refused, Err(StoreError::Invalid { .. })), "{refused:?}");
+    assert_eq!(refused, Err(Project::default_stays()));
     let (made, ..) = populated(&t, 1).await;
     let session = t.session().await;
     t.say(&session, "ghost").await;

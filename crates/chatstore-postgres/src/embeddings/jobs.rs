@@ -15,6 +15,7 @@ use crate::columns::{bucket_value, time_column};
 use crate::messages::derived::MessageKey;
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::projects::is_live_project;
 use crate::sessions::is_live;
 
 /// What was put aside stays so: a walk begins at every start of a server.
@@ -27,7 +28,7 @@ const DELETE_JOB: &str = "delete from embedding_jobs where bucket = $1 and sessi
 const LOCK_DUE: &str = "select bucket, session_id, seq, message_id, project_id, attempts from embedding_jobs
     where is_backfill = $1 and due_at <= $2 and parked_reason is null
     order by due_at limit $3 for update skip locked";
-/// Of jobs, those whose messages are still there: the version and the bytes of the text.
+/// Of jobs, those whose messages are still there, and the projects of these: the version and the bytes of the text.
 const SELECT_TEXTS_OF_JOBS: &str = concat!(
     "select k.n, m.version, octet_length(m.content)::bigint
     from unnest($1::smallint[], $2::uuid[]) with ordinality k(bucket, message_id, n)
@@ -36,7 +37,10 @@ const SELECT_TEXTS_OF_JOBS: &str = concat!(
         cross join lateral (select s.* from sessions s
             where s.bucket = m.bucket and s.session_id = m.session_id and ",
     is_live!(),
-    " offset 0) s"
+    " offset 0) s
+        cross join lateral (select 1 from projects p where p.project_id = s.project_id and ",
+    is_live_project!(),
+    " offset 0) p"
 );
 const UPDATE_LENT: &str = "update embedding_jobs set version = $4, attempts = attempts + 1, due_at = $5
     where bucket = $1 and session_id = $2 and seq = $3";
@@ -110,33 +114,28 @@ pub(crate) async fn delete_job(db: &Db, message: MessageKey) -> Result<(), Failu
     Ok(())
 }
 
-/// Lends what is due, new messages first.
-pub(super) async fn claim(
-    db: &Db,
-    now: Timestamp,
-    lease_until: Timestamp,
-    limit: usize,
-) -> Result<Vec<EmbeddingJob>, Failure> {
-    let mut claim = Claim { lease_until, jobs: Vec::new(), bytes: 0, is_full: false };
+/// Lends what is due, new messages first, but looks at no more jobs than are wanted.
+pub(super) async fn claim(db: &Db, now: Timestamp, lease_until: Timestamp, limit: usize) -> Result<Claim, Failure> {
+    let mut claim = Claim { lease_until, jobs: Vec::new(), bytes: 0, is_full: false, has_removed: false };
     for is_backfill in [false, true] {
-        while !claim.is_full && claim.jobs.len() < limit {
+        if !claim.is_full && claim.jobs.len() < limit {
             let room = i64::try_from(limit - claim.jobs.len()).unwrap_or(i64::MAX);
             let due = db.query(LOCK_DUE, params![is_backfill, now.as_micros(), room]).await?;
-            if due.is_empty() {
-                break;
-            }
             claim.lend(db, &due).await?;
         }
     }
-    Ok(claim.jobs)
+    Ok(claim)
 }
 
-struct Claim {
+/// What one transaction lends.
+pub(super) struct Claim {
     lease_until: Timestamp,
-    jobs: Vec<EmbeddingJob>,
+    pub(super) jobs: Vec<EmbeddingJob>,
     bytes: usize,
     /// Whether the texts together are as large as they may be.
     is_full: bool,
+    /// Whether it met jobs without a message, which it removed: others may stand behind them.
+    pub(super) has_removed: bool,
 }
 
 impl Claim {
@@ -158,6 +157,7 @@ impl Claim {
             let key: (i16, Uuid, i64) = (buckets[n], row.try_get(1)?, row.try_get(2)?);
             let Some((version, bytes)) = texts[n] else {
                 db.execute(DELETE_JOB, params![key.0, key.1, key.2]).await?;
+                self.has_removed = true;
                 continue;
             };
             self.bytes += bytes;

@@ -20,6 +20,7 @@ use crate::embeddings::vectors::model_id;
 use crate::messages::derived::MessageKey;
 use crate::params::params;
 use crate::pool::{Db, Failure};
+use crate::projects::is_live_project;
 use crate::sessions::is_live;
 
 macro_rules! delete_leftovers {
@@ -50,13 +51,16 @@ const LOCK_REINDEX: &str = "select bucket, session_id, seq from reindexes where 
 const IS_REINDEXING: &str = "select exists (select from reindexes where derived = $1)";
 const UPDATE_REINDEX: &str = "update reindexes set bucket = $2, session_id = $3, seq = $4 where derived = $1";
 const DELETE_REINDEX: &str = "delete from reindexes where derived = $1";
-/// Messages with the projects of their sessions; without one is what was deleted.
+/// Messages with the projects of their sessions; without one is what was deleted, be it with its project.
 const SELECT_STEP: &str = concat!(
     "select m.bucket, m.session_id, m.seq, m.message_id, octet_length(m.content)::bigint, s.project_id
     from (
         select m.* from messages m
         where (m.bucket, m.session_id, m.seq) > ($1, $2, $3) order by m.bucket, m.session_id, m.seq limit $4) m
     left join lateral (select s.project_id from sessions s
+            cross join lateral (select 1 from projects p where p.project_id = s.project_id and ",
+    is_live_project!(),
+    " offset 0) p
         where s.bucket = m.bucket and s.session_id = m.session_id and m.deleted_at is null and ",
     is_live!(),
     " offset 0) s on true

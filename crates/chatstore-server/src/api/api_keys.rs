@@ -3,7 +3,7 @@
 mod wire;
 
 use axum::extract::State;
-use chatstore_core::api_keys::{ApiKey, KeyScopes, Permission, PresentedKey};
+use chatstore_core::api_keys::{ApiKey, KeyScopes, KeySettings, Permission, PresentedKey};
 use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::KeyPosition;
@@ -15,7 +15,7 @@ pub use wire::{ApiKeyResponse, CreateApiKeyRequest, RotateApiKeyRequest, UpdateA
 
 use super::limits::{SECOND_US, check_seconds};
 use super::projects::GRACE_SECONDS;
-use super::{OperationDoc, chosen_project, other_project};
+use super::{OperationDoc, chosen_project, other_project, require_scopes};
 use crate::app::App;
 use crate::audit::{AuditTarget, Audited};
 use crate::auth::Caller;
@@ -78,7 +78,9 @@ pub async fn create_api_key(
     let scopes = new.scopes.unwrap_or_else(|| KeyScopes::of_users().and(caller.scopes));
     let presented = PresentedKey::generate(&app.ctx);
     let key = ApiKey::new(&presented, project_id, new.name, scopes, now);
-    let key = ApiKey { user_id: new.user_id, expires_at: new.expires_at, settings: new.settings, ..key };
+    let limits_by_operator = are_by_operator(&caller, &new.settings.limits);
+    let settings = KeySettings { limits_by_operator, ..new.settings };
+    let key = ApiKey { user_id: new.user_id, expires_at: new.expires_at, settings, ..key };
     app.store.create_api_key(key.clone()).await.map_err(project_error)?;
     app.credentials.forget_key(&key.key_id);
     let body = ApiKeyResponse::new(key, project.name, now);
@@ -138,7 +140,8 @@ pub const UPDATE_API_KEY: OperationDoc = OperationDoc {
     id: "update_api_key",
     summary: "Change an API key",
     description: "Only the keys that are present change, each as a whole; its project, user and secret never change. \
-        Nobody changes a key that may do more than they, or makes it such.",
+        Nobody changes a key that may do more than they, or makes it such. Limits that an operator set are changed by \
+        operators alone.",
     tag: "api_keys",
 };
 
@@ -149,14 +152,14 @@ pub async fn update_api_key(
     KeyPath(key_id): KeyPath,
     Json(body): Json<UpdateApiKeyRequest>,
 ) -> Result<Audited<Ok200<ApiKeyResponse>>, ApiError> {
-    let patch = body.check()?;
+    let mut patch = body.check()?;
     let (key, project) = find(&app, &caller, &key_id).await?;
     // What the key has already may be sent back as it is.
     if let Some(scopes) = patch.scopes.filter(|scopes| *scopes != key.scopes) {
         check_grant(&caller, scopes)?;
     }
-    if let Some(limits) = patch.limits.as_ref().filter(|limits| **limits != key.settings.limits) {
-        check_rates(&app, &caller, limits)?;
+    if let Some(limits) = &patch.limits {
+        patch.limits_by_operator = check_limits_change(&app, &caller, &key.settings, limits)?;
     }
     let now = app.ctx.now();
     let updated = app.store.update_api_key(&caller.authority(), &key_id, patch, now).await.map_err(key_error)?;
@@ -234,16 +237,33 @@ fn check_grant(caller: &Caller, scopes: KeyScopes) -> Result<(), ApiError> {
         let detail = "The scope `operator` is given on the host alone, with `chatstore keys create`.";
         return Err(ApiError::new(Code::InsufficientScope, detail));
     }
-    let lacking: Vec<String> = scopes
-        .iter()
-        .filter(|permission| !caller.scopes.contains(*permission))
-        .map(|permission| format!("`{}`", permission.as_str()))
-        .collect();
-    if lacking.is_empty() {
-        return Ok(());
+    require_scopes(caller, scopes, ", so it cannot give that: leave it out of `scopes`.")
+}
+
+/// Whether limits that this caller sets are an operator's.
+fn are_by_operator(caller: &Caller, limits: &ClassRates) -> bool {
+    caller.scopes.contains(Permission::Operator) && *limits != ClassRates::default()
+}
+
+/// Refuses new limits of a key that are not the caller's to set; tells whose they are then, if that changes.
+fn check_limits_change(
+    app: &App,
+    caller: &Caller,
+    settings: &KeySettings,
+    limits: &ClassRates,
+) -> Result<Option<bool>, ApiError> {
+    if !caller.scopes.contains(Permission::Operator) {
+        // What the key has already may be sent back as it is.
+        if *limits == settings.limits {
+            return Ok(None);
+        }
+        if settings.limits_by_operator {
+            let detail = "An operator set the limits of this key: changing them needs a key with the scope `operator`.";
+            return Err(ApiError::new(Code::InsufficientScope, detail));
+        }
     }
-    let detail = format!("Your key lacks {}, so it cannot give that: leave it out of `scopes`.", lacking.join(", "));
-    Err(ApiError::new(Code::InsufficientScope, detail))
+    check_rates(app, caller, limits)?;
+    Ok(Some(are_by_operator(caller, limits)))
 }
 
 /// Refuses rates beyond those that a key would follow without its own, unless the caller is an operator.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{OperationDoc, check_length, chosen_project};
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, FieldError};
 use crate::extract::{FromQuery, ProjectCaller, Query};
 use crate::openapi::{Example, Operation, id, time};
 use crate::query::{Paging, Pairs, binding};
@@ -102,6 +102,10 @@ impl FromQuery for ListAuditEventsQuery {
         };
         check_length("?action", query.action.as_deref(), NAME_BYTES_MAX, &mut errors);
         check_length("?actor_id", query.actor_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
+        // Each has an index of its own; both together would walk one of them.
+        if query.action.is_some() && query.actor_id.is_some() {
+            errors.push(FieldError::new("?actor_id", "cannot be joined with `action`: use one of them"));
+        }
         let paging = pairs.cursor_paging(&mut errors);
         if errors.is_empty() { Ok(Self { query, paging }) } else { Err(ApiError::invalid(errors)) }
     }
@@ -113,8 +117,16 @@ impl FromQuery for ListAuditEventsQuery {
             "Only what concerns this project; another than the own needs the scope `operator`.",
             json!({"type": "string", "format": "uuid"}),
         );
-        operation.query_parameter("action", "Only this operation or command.", text.clone());
-        operation.query_parameter("actor_id", "Only by the key of this id, or by tokens of this user.", text);
+        operation.query_parameter(
+            "action",
+            "Only this operation or command; not together with `actor_id`.",
+            text.clone(),
+        );
+        operation.query_parameter(
+            "actor_id",
+            "Only by the key of this id, or by tokens of this user; not together with `action`.",
+            text,
+        );
         Paging::describe_cursor(operation);
     }
 }

@@ -28,6 +28,22 @@ impl From<ClassRates> for LimitsResponse {
     }
 }
 
+/// The rates of a project; what is null follows the settings of the installation.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProjectLimitsResponse {
+    #[serde(flatten)]
+    classes: LimitsResponse,
+    /// One budget for all requests of its keys and users together; null is none.
+    #[schemars(with = "Option<String>")]
+    total: Option<Rates>,
+}
+
+impl ProjectLimitsResponse {
+    pub(super) fn new(classes: ClassRates, total: Option<Rates>) -> Self {
+        Self { classes: classes.into(), total }
+    }
+}
+
 /// Rates of each class of requests; a class that is absent or null follows what stands above.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -42,21 +58,44 @@ pub struct LimitsRequest {
 
 impl LimitsRequest {
     fn check(self, errors: &mut Vec<FieldError>) -> ClassRates {
-        let mut rates = |class: &str, text: Option<String>| {
-            let text = text?;
-            let rates = Rates::parse(&text);
-            if rates.is_none() {
-                let detail = format!("must be {RATES_ACCEPTED}, or \"off\"");
-                errors.push(FieldError::new(format!("/limits/{class}"), detail));
-            }
-            rates
-        };
         ClassRates {
-            reads: rates("reads", self.reads),
-            writes: rates("writes", self.writes),
-            search: rates("search", self.search),
+            reads: check_rates("reads", self.reads, errors),
+            writes: check_rates("writes", self.writes, errors),
+            search: check_rates("search", self.search, errors),
         }
     }
+}
+
+/// Rates of a project; what is absent or null follows the settings of the installation.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ProjectLimitsRequest {
+    /// Requests that read, such as `30/minute`, `5/second burst 20`, several joined by `;`, or `off`.
+    reads: Option<String>,
+    /// Requests that create, change or delete.
+    writes: Option<String>,
+    /// Searches.
+    search: Option<String>,
+    /// One budget for all requests of its keys and users together; none, if absent or null.
+    total: Option<String>,
+}
+
+impl ProjectLimitsRequest {
+    /// The rates of each class, and the total.
+    pub(super) fn check(self, errors: &mut Vec<FieldError>) -> (ClassRates, Option<Rates>) {
+        let Self { reads, writes, search, total } = self;
+        let classes = LimitsRequest { reads, writes, search }.check(errors);
+        (classes, check_rates("total", total, errors))
+    }
+}
+
+fn check_rates(name: &str, text: Option<String>, errors: &mut Vec<FieldError>) -> Option<Rates> {
+    let rates = Rates::parse(&text?);
+    if rates.is_none() {
+        let detail = format!("must be {RATES_ACCEPTED}, or \"off\"");
+        errors.push(FieldError::new(format!("/limits/{name}"), detail));
+    }
+    rates
 }
 
 /// The rates in `limits`, if they are there; null is none.

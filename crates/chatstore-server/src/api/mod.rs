@@ -12,7 +12,7 @@ pub mod service;
 pub mod sessions;
 pub mod tokens;
 
-use chatstore_core::api_keys::Permission;
+use chatstore_core::api_keys::{KeyScopes, Permission};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::{EXTERNAL_ID_BYTES_MAX, METADATA_BYTES_MAX, METADATA_FILTERS_MAX};
@@ -82,6 +82,17 @@ fn chosen_project(caller: &Caller, named: Option<ProjectId>) -> Result<Option<Pr
         Some(other) if other != own => Err(other_project()),
         _ => Ok(Some(own)),
     }
+}
+
+/// Refuses a caller who lacks one of `scopes`; `needed` says for what.
+fn require_scopes(caller: &Caller, scopes: KeyScopes, needed: &str) -> Result<(), ApiError> {
+    let lacking = scopes.iter().filter(|permission| !caller.scopes.contains(*permission));
+    let lacking: Vec<String> = lacking.map(|permission| format!("`{}`", permission.as_str())).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let detail = format!("Your key lacks {}{needed}", lacking.join(", "));
+    Err(ApiError::new(Code::InsufficientScope, detail))
 }
 
 /// Another project than the caller's, for a caller who rules the own alone.

@@ -3,7 +3,7 @@
 mod wire;
 
 use axum::extract::State;
-use chatstore_core::api_keys::Permission;
+use chatstore_core::api_keys::{KeyScopes, Permission};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::limits::ROTATION_GRACE_SECONDS_MAX;
 use chatstore_core::projects::{Project, TokenSecret};
@@ -16,9 +16,10 @@ pub use wire::{
 };
 
 use super::limits::{SECOND_US, check_seconds};
-use super::{OperationDoc, project_is_gone};
+use super::{OperationDoc, project_is_gone, require_scopes};
 use crate::app::App;
 use crate::audit::{AuditTarget, Audited};
+use crate::auth::Caller;
 use crate::error::{ApiError, Code};
 use crate::extract::{FromQuery, Json, OptionalJson, ProjectCaller, ProjectPath, Query};
 use crate::openapi::Operation;
@@ -58,9 +59,12 @@ pub const CREATE_PROJECT: OperationDoc = OperationDoc {
 /// Stores a project.
 pub async fn create_project(
     State(app): State<App>,
-    ProjectCaller(_): ProjectCaller,
+    ProjectCaller(caller): ProjectCaller,
     Json(body): Json<CreateProjectRequest>,
 ) -> Result<Audited<Created<ProjectResponse>>, ApiError> {
+    if body.is_about_tokens() {
+        check_signer(&caller)?;
+    }
     let patch = body.check()?;
     let now = app.ctx.now();
     let mut project = Project::new(app.ctx.new_project_id(now), "", now);
@@ -125,11 +129,11 @@ pub const UPDATE_PROJECT: OperationDoc = OperationDoc {
 /// Changes a project.
 pub async fn update_project(
     State(app): State<App>,
-    ProjectCaller(_): ProjectCaller,
+    ProjectCaller(caller): ProjectCaller,
     ProjectPath(project_id): ProjectPath,
     Json(body): Json<UpdateProjectRequest>,
 ) -> Result<Audited<Ok200<ProjectResponse>>, ApiError> {
-    change_project(&app, project_id, body, project_error).await
+    change_project(&app, &caller, project_id, body, project_error).await
 }
 
 /// See [`delete_project`].
@@ -178,8 +182,9 @@ pub async fn get_own_project(
 pub const UPDATE_OWN_PROJECT: OperationDoc = OperationDoc {
     id: "update_own_project",
     summary: "Change the own project",
-    description: "`tokens` says whose user tokens the project believes. Its name, limits and quotas are the operator's: \
-        changing them needs the scope `operator`.",
+    description: "`tokens` says whose user tokens the project believes; it takes a key that may do all that these may: \
+        `read`, `write`, `delete` and `search`. The project's name, limits and quotas are the operator's: changing them \
+        needs the scope `operator`.",
     tag: "projects",
 };
 
@@ -193,7 +198,7 @@ pub async fn update_own_project(
         let detail = "A project's name, limits and quotas need a key with the scope `operator`; send `tokens` alone.";
         return Err(ApiError::new(Code::InsufficientScope, detail));
     }
-    change_project(&app, caller.scope.project_id, body, own_project_error).await
+    change_project(&app, &caller, caller.scope.project_id, body, own_project_error).await
 }
 
 /// See [`rotate_token_secret`].
@@ -201,7 +206,8 @@ pub const ROTATE_TOKEN_SECRET: OperationDoc = OperationDoc {
     id: "rotate_token_secret",
     summary: "Give the own project a new token secret",
     description: "Makes a secret that user tokens of the project are signed with (HS256), and shows it this once. The \
-        one before stays valid for `grace_seconds`.",
+        one before stays valid for `grace_seconds`. It takes a key that may do all that such tokens may: `read`, \
+        `write`, `delete` and `search`.",
     tag: "projects",
 };
 
@@ -211,6 +217,7 @@ pub async fn rotate_token_secret(
     ProjectCaller(caller): ProjectCaller,
     OptionalJson(body): OptionalJson<RotateTokenSecretRequest>,
 ) -> Result<Created<RotateTokenSecretResponse>, ApiError> {
+    check_signer(&caller)?;
     let mut errors = Vec::new();
     let grace = check_seconds("/grace_seconds", body.grace_seconds.value(), GRACE_SECONDS, &mut errors);
     if !errors.is_empty() {
@@ -256,15 +263,25 @@ async fn read_project(app: &App, project_id: ProjectId) -> Result<Option<Ok200<P
 
 async fn change_project(
     app: &App,
+    caller: &Caller,
     project_id: ProjectId,
     body: UpdateProjectRequest,
     failed: fn(StoreError) -> ApiError,
 ) -> Result<Audited<Ok200<ProjectResponse>>, ApiError> {
+    if body.is_about_tokens() {
+        check_signer(caller)?;
+    }
     let patch = body.check(Vec::new())?;
     let now = app.ctx.now();
     let updated = app.store.update_project(project_id, patch, now).await.map_err(failed)?;
     app.credentials.forget_project(project_id);
     Ok(Audited(Ok200(ProjectResponse::new(updated, now)), target(project_id)))
+}
+
+/// Refuses who may do less than user tokens: whoever decides what signs them can sign any.
+fn check_signer(caller: &Caller) -> Result<(), ApiError> {
+    let needed = ": what signs user tokens is set by who may do all that these may.";
+    require_scopes(caller, KeyScopes::of_users(), needed)
 }
 
 fn target(project_id: ProjectId) -> AuditTarget {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::limits::{SECOND_US, check_seconds};
 use super::{OperationDoc, check_id, project_is_gone};
 use crate::app::App;
+use crate::audit::{AuditTarget, Audited};
 use crate::auth::{Caller, NewToken, mint};
 use crate::body::{Body, Field};
 use crate::error::{ApiError, Code, FieldError};
@@ -151,7 +152,7 @@ pub async fn create_token(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
     Json(body): Json<CreateTokenRequest>,
-) -> Result<Created<CreateTokenResponse>, ApiError> {
+) -> Result<Audited<Created<CreateTokenResponse>>, ApiError> {
     let now = app.ctx.now();
     let new = body.check(&caller, now)?;
     // As it is now: a secret that another server has just taken away signs nothing.
@@ -163,5 +164,7 @@ pub async fn create_token(
             its own with `POST /api/v1/admin/project/token-secret`.";
         ApiError::new(Code::Conflict, detail)
     })?;
-    Ok(Created { body: CreateTokenResponse { token, expires_at: new.expires_at }, version: None, location: None })
+    let body = CreateTokenResponse { token, expires_at: new.expires_at };
+    let target = AuditTarget { target_id: new.user_id, project_id: project.project_id };
+    Ok(Audited(Created { body, version: None, location: None }, target))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::projects::Project;
 use chatstore_core::store::{Store, StoreError};
+use tokio::sync::OwnedMutexGuard;
 
 use super::bindings::Bindings;
 use super::tokens::TokenKeys;
@@ -23,6 +24,8 @@ use crate::config::Secret;
 const BELIEVED: Duration = Duration::from_millis(500);
 /// Keys, and projects, that are remembered; past it the stale ones are forgotten, or else all, and those in use return.
 const REMEMBERED_MAX: usize = 10_000;
+/// How long what is remembered refuses without being looked up anew, where an address has failed too often.
+const REFUSES: Duration = Duration::from_millis(50);
 /// The part of the time that may go into listing ids is one of so many.
 const LISTING_SHARE: u32 = 10;
 
@@ -35,25 +38,59 @@ pub struct KnownKey {
     pub project: Arc<Project>,
     /// Where it may be used.
     pub(super) bindings: Bindings,
+    pub(super) asked: LastAsked,
     /// Whether its use was noted since it was read.
     pub(super) is_noted: AtomicBool,
 }
 
 impl KnownKey {
-    pub(super) fn new(key: ApiKey, project: Project) -> Self {
+    pub(super) fn new(key: ApiKey, project: Project, asked_at: Duration) -> Self {
         let bindings = Bindings::of(&key.settings);
-        Self { key, project: Arc::new(project), bindings, is_noted: AtomicBool::new(false) }
+        Self {
+            key,
+            project: Arc::new(project),
+            bindings,
+            asked: LastAsked::at(asked_at),
+            is_noted: AtomicBool::new(false),
+        }
     }
 
     /// Whether it opens for this secret at `now`.
     pub(super) fn admits(&self, digest: &KeyDigest, now: Timestamp) -> bool {
         self.key.accepts(digest, now) & self.key.is_active(now)
     }
+
+    /// Whether it opened for this secret once, and was not revoked.
+    pub(super) fn has_admitted(&self, digest: &KeyDigest) -> bool {
+        let is_previous = self.key.previous.is_some_and(|previous| previous.digest.matches(digest));
+        self.key.revoked_at.is_none() & (self.key.digest.matches(digest) | is_previous)
+    }
+}
+
+/// When something was last asked for, for whom it refuses what they show.
+#[derive(Debug)]
+pub(super) struct LastAsked(AtomicU64);
+
+impl LastAsked {
+    fn at(asked: Duration) -> Self {
+        Self(AtomicU64::new(micros(asked)))
+    }
+
+    /// Whether it is time to ask again; of many who want to at one moment, one is told so.
+    pub(super) fn is_due_again(&self, now: Duration) -> bool {
+        let due = |at: u64| at.saturating_add(micros(REFUSES)) <= micros(now);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| due(at).then_some(micros(now))).is_ok()
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A project with what verifies its tokens, which is read when the first comes.
 pub(super) struct KnownProject {
     pub(super) project: Arc<Project>,
+    pub(super) asked: LastAsked,
     secret_key: Option<Secret>,
     token_keys: OnceLock<TokenKeys>,
 }
@@ -70,7 +107,9 @@ pub struct Credentials {
     ctx: Ctx,
     secret_key: Option<Secret>,
     remembered: Mutex<Remembered>,
-    listed: tokio::sync::Mutex<Listed>,
+    listed: Arc<Mutex<Listed>>,
+    /// Held by the one listing there is at a time.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -94,19 +133,44 @@ struct Asked {
     forgotten: u64,
 }
 
-/// Every id there was when they were last listed.
+/// Every id there was when they were last listed, and those made here since.
 #[derive(Default)]
 struct Listed {
     ids: HashSet<String>,
-    /// From when on they are listed anew, unless something is changed here before.
+    /// Why the last listing failed, which leaves the ids of the one before.
+    failed: Option<StoreError>,
+    /// From when on they are listed anew.
     stale_at: Duration,
-    forgotten: u64,
+    /// Those made here while they are being listed.
+    made: Option<Vec<String>>,
+}
+
+impl Listed {
+    fn is_fresh(&self, now: Duration) -> bool {
+        now < self.stale_at
+    }
+
+    fn has(&self, id: &str) -> Result<bool, StoreError> {
+        match &self.failed {
+            Some(error) if !self.ids.contains(id) => Err(error.clone()),
+            _ => Ok(self.ids.contains(id)),
+        }
+    }
+
+    fn add(&mut self, id: String, now: Duration) {
+        if let Some(made) = &mut self.made {
+            made.push(id.clone());
+        }
+        if self.is_fresh(now) {
+            self.ids.insert(id);
+        }
+    }
 }
 
 impl Credentials {
     /// Remembers nothing yet.
     pub fn new(store: Arc<dyn Store>, ctx: Ctx, secret_key: Option<Secret>) -> Self {
-        Self { store, ctx, secret_key, remembered: Mutex::default(), listed: tokio::sync::Mutex::default() }
+        Self { store, ctx, secret_key, remembered: Mutex::default(), listed: Arc::default(), listing: Arc::default() }
     }
 
     /// The project of this id, as it was a moment ago.
@@ -130,7 +194,7 @@ impl Credentials {
         let Some((key, project)) = self.store.get_api_key(key_id).await? else {
             return Ok(None);
         };
-        let known = Arc::new(KnownKey::new(key, project));
+        let known = Arc::new(KnownKey::new(key, project, asked.at));
         let remembered = &mut *self.remembered();
         remember(&mut remembered.keys, key_id.to_owned(), &known, asked, remembered.forgotten);
         Ok(Some(known))
@@ -149,29 +213,31 @@ impl Credentials {
             return Ok(None);
         };
         let (project, secret_key) = (Arc::new(project), self.secret_key.clone());
-        let known = Arc::new(KnownProject { project, secret_key, token_keys: OnceLock::new() });
+        let known =
+            Arc::new(KnownProject { project, asked: LastAsked::at(asked.at), secret_key, token_keys: OnceLock::new() });
         let remembered = &mut *self.remembered();
         remember(&mut remembered.projects, project_id, &known, asked, remembered.forgotten);
         Ok(Some(known))
     }
 
     /// Whether there was a key or project of this id a moment ago. All ids are listed for it at once, so that a flood
-    /// of guesses asks the store no more than a trickle.
+    /// of guesses asks the store no more than a trickle. A request that goes away does not end the listing.
     pub(super) async fn is_listed(&self, id: &str) -> Result<bool, StoreError> {
-        let mut listed = self.listed.lock().await;
-        let asked = self.asked();
-        if listed.stale_at <= asked.at || listed.forgotten != asked.forgotten {
-            listed.ids = self.store.list_credential_ids().await?.into_iter().collect();
-            let ended = self.ctx.elapsed();
-            let rest = ended.saturating_sub(asked.at) * (LISTING_SHARE - 1);
-            listed.stale_at = (asked.at + BELIEVED).max(ended + rest);
-            listed.forgotten = asked.forgotten;
+        let is_fresh = || locked(&self.listed).is_fresh(self.ctx.elapsed());
+        if !is_fresh() {
+            let turn = self.listing.clone().lock_owned().await;
+            if !is_fresh() {
+                let listing = list(turn, self.store.clone(), self.ctx.clone(), self.listed.clone());
+                let ended = tokio::spawn(listing).await;
+                ended.map_err(|_| StoreError::Internal { reason: "listing ids panicked".to_owned() })?;
+            }
         }
-        Ok(listed.ids.contains(id))
+        locked(&self.listed).has(id)
     }
 
     /// Forgets a key that was made or changed here.
     pub fn forget_key(&self, key_id: &str) {
+        locked(&self.listed).add(key_id.to_owned(), self.ctx.elapsed());
         let mut remembered = self.remembered();
         remembered.forgotten += 1;
         remembered.keys.remove(key_id);
@@ -179,6 +245,7 @@ impl Credentials {
 
     /// Forgets a project that was made or changed here, and its keys.
     pub fn forget_project(&self, project_id: ProjectId) {
+        locked(&self.listed).add(project_id.to_string(), self.ctx.elapsed());
         let mut remembered = self.remembered();
         remembered.forgotten += 1;
         remembered.projects.remove(&project_id);
@@ -190,8 +257,28 @@ impl Credentials {
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.remembered)
     }
+}
+
+/// Lists all ids.
+async fn list(_turn: OwnedMutexGuard<()>, store: Arc<dyn Store>, ctx: Ctx, listed: Arc<Mutex<Listed>>) {
+    let began = ctx.elapsed();
+    locked(&listed).made = Some(Vec::new());
+    let found = store.list_credential_ids().await;
+    let ended = ctx.elapsed();
+    let listed = &mut *locked(&listed);
+    match found {
+        Ok(ids) => (listed.ids, listed.failed) = (ids.into_iter().collect(), None),
+        Err(error) => listed.failed = Some(error),
+    }
+    listed.ids.extend(listed.made.take().unwrap_or_default());
+    let rest = ended.saturating_sub(began) * (LISTING_SHARE - 1);
+    listed.stale_at = (began + BELIEVED).max(ended + rest);
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn fresh<T>(read: Option<&Read<T>>, now: Duration) -> Option<Arc<T>> {
@@ -240,6 +327,27 @@ mod tests {
         remember(&mut map, 1, &Arc::new(()), asked(1_000, 0), 0);
         assert!(fresh(map.get(&1), Duration::from_millis(1_499)).is_some());
         assert!(fresh(map.get(&1), Duration::from_millis(1_500)).is_none());
+    }
+
+    #[test]
+    fn of_many_who_would_ask_again_one_does_so_each_moment() {
+        let asked = LastAsked::at(Duration::from_millis(1_000));
+        let at = [1_000, 1_049, 1_050, 1_050, 1_099, 1_100, 1_100];
+        let is_due = at.map(|ms| asked.is_due_again(Duration::from_millis(ms)));
+        assert_eq!(is_due, [false, false, true, false, false, true, false]);
+    }
+
+    #[test]
+    fn ids_made_while_they_are_listed_are_not_lost() {
+        let now = Duration::ZERO;
+        let mut listed = Listed { made: Some(Vec::new()), ..Listed::default() };
+        listed.add("made".to_owned(), now);
+        assert_eq!((listed.has("made"), listed.made.as_deref()), (Ok(false), Some(&["made".to_owned()][..])));
+        listed = Listed { stale_at: BELIEVED, ..Listed::default() };
+        listed.add("made".to_owned(), now);
+        assert_eq!(listed.has("made"), Ok(true));
+        listed.failed = Some(StoreError::Busy);
+        assert_eq!((listed.has("made"), listed.has("another")), (Ok(true), Err(StoreError::Busy)));
     }
 
     #[test]

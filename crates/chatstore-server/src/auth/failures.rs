@@ -1,8 +1,9 @@
 //! How often an address may fail to authenticate.
 //!
 //! Past its budget, an address is told so instead of 401, and what it shows is looked up only if there is a key or
-//! project of that id: a guess costs no lookup, and a valid key is never refused for the failures of others. An attempt
-//! counts when it has failed: those under way at one moment may together pass the budget.
+//! project of that id, and where it is remembered and refused, once in a moment: guesses cost few lookups, and no valid
+//! key is refused for the failures of others for longer than that moment. An attempt counts when it has failed: those
+//! under way at one moment may together pass the budget. What was good until a while ago is no attempt to guess.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -105,7 +105,7 @@ mod tests {
     fn known(ctx: &Ctx) -> KnownKey {
         let (presented, now) = (PresentedKey::generate(ctx), ctx.now());
         let key = ApiKey::new(&presented, ProjectId::DEFAULT, "a key", KeyScopes::all(), now);
-        KnownKey::new(key, Project::new(ProjectId::DEFAULT, "default", now))
+        KnownKey::new(key, Project::new(ProjectId::DEFAULT, "default", now), Duration::ZERO)
     }
 
     #[test]

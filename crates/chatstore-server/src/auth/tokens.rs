@@ -16,6 +16,7 @@ use chatstore_core::projects::Project;
 use jsonwebtoken::{EncodingKey, Header, TokenData};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Refused;
 use super::credentials::KnownProject;
 use crate::app::App;
 use crate::client_address::ClientAddress;
@@ -42,8 +43,8 @@ pub(super) struct VerifiedToken {
 }
 
 /// Verifies a token by the keys of the project it names.
-pub(super) async fn verify(app: &App, address: ClientAddress, text: &str) -> Result<VerifiedToken, ApiError> {
-    let token = Presented::parse(text).ok_or_else(|| Fault::Invalid.error())?;
+pub(super) async fn verify(app: &App, address: ClientAddress, text: &str) -> Result<VerifiedToken, Refused> {
+    let token = Presented::parse(text).ok_or(Fault::Invalid)?;
     let now = app.ctx.now();
     let project_id = token.project_id;
     let remembered = app.credentials.remembered_project(project_id);
@@ -51,14 +52,15 @@ pub(super) async fn verify(app: &App, address: ClientAddress, text: &str) -> Res
         match token.check(known, now) {
             // A secret may have been made a moment ago: only what is looked up anew refuses.
             Err(Fault::Invalid) => {}
-            Err(fault) => return Err(fault.error()),
+            Err(fault) => return Err(fault.into()),
             Ok(()) => return Ok(token.verified(known)),
         }
     }
-    super::allow_lookup(app, address, &project_id.to_string(), remembered.is_some()).await?;
+    let asked = remembered.as_ref().map(|known| &known.asked);
+    super::allow_lookup(app, address, &project_id.to_string(), asked).await?;
     let known = app.credentials.look_up_project(project_id).await;
-    let known = known.map_err(super::lookup_failed)?.ok_or_else(|| Fault::Invalid.error())?;
-    token.check(&known, now).map_err(Fault::error)?;
+    let known = known.map_err(super::lookup_failed)?.ok_or(Fault::Invalid)?;
+    token.check(&known, now)?;
     Ok(token.verified(&known))
 }
 
@@ -70,17 +72,16 @@ enum Fault {
     Expired,
 }
 
-impl Fault {
-    fn error(self) -> ApiError {
-        ApiError::new(
-            Code::InvalidToken,
-            match self {
-                Self::Invalid => {
-                    "The user token is not well-formed, not signed by whom the project believes, or not for here and now."
-                }
-                Self::Expired => "The user token has expired.",
-            },
-        )
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        let error = |detail| ApiError::new(Code::InvalidToken, detail);
+        match fault {
+            Fault::Invalid => error(
+                "The user token is not well-formed, not signed by whom the project believes, or not for here and now.",
+            )
+            .into(),
+            Fault::Expired => Self::out_of_date(error("The user token has expired.")),
+        }
     }
 }
 

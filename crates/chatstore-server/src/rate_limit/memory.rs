@@ -15,6 +15,8 @@ use super::{Limit, Limits};
 
 /// Slots that a bucket may stand in.
 const WAYS: usize = 16;
+/// Buckets of projects. Only operators make these, so that nobody else can push one out.
+const PROJECTS_MAX: usize = 65_536;
 /// Parts with a lock each.
 const SHARDS: usize = 16;
 
@@ -24,7 +26,7 @@ type Slot = [u64; 3];
 /// Buckets of every dimension.
 pub(super) struct Memory {
     seeds: [[u8; 16]; 2],
-    maps: [Map; 4],
+    maps: [Map; 5],
 }
 
 /// The buckets of one dimension.
@@ -46,6 +48,7 @@ impl Memory {
             maps: [
                 Map::new(1, WAYS),
                 sharded(RATE_BUCKETS_ADDRESSES_MAX),
+                sharded(PROJECTS_MAX),
                 sharded(RATE_BUCKETS_KEYS_MAX),
                 sharded(RATE_BUCKETS_USERS_MAX),
             ],
@@ -167,7 +170,7 @@ mod tests {
     }
 
     fn of_address(rates: &Rates, subject: u64) -> Limits<'_> {
-        [None, limit(Dimension::Address, rates, subject), None, None]
+        [None, limit(Dimension::Address, rates, subject), None, None, None]
     }
 
     fn is_admitted(verdicts: &[Verdict]) -> bool {
@@ -197,12 +200,12 @@ mod tests {
     fn what_one_limit_refuses_no_other_counts() {
         let memory = memory();
         let (one, many) = (rates("1/minute"), rates("10/minute"));
-        let both = || [limit(Dimension::Global, &many, 0), None, limit(Dimension::Key, &one, 1), None];
+        let both = || [limit(Dimension::Global, &many, 0), None, None, limit(Dimension::Key, &one, 1), None];
         assert!(is_admitted(&memory.count(&both(), 1, || 0)));
         for _ in 0..20 {
             assert!(!is_admitted(&memory.count(&both(), 1, || 0)));
         }
-        let other = memory.count(&[limit(Dimension::Global, &many, 0), None, None, None], 1, || 0);
+        let other = memory.count(&[limit(Dimension::Global, &many, 0), None, None, None, None], 1, || 0);
         assert!(matches!(other[..], [Verdict::Admit { remaining: 8, .. }]));
     }
 
@@ -230,7 +233,7 @@ mod tests {
     fn a_million_addresses_take_bounded_memory_and_push_out_neither_keys_nor_who_owes_most() {
         let memory = memory();
         let (rate, slow) = (rates("100/minute"), rates("1/day"));
-        let key = || [None, None, limit(Dimension::Key, &slow, 1), None];
+        let key = || [None, None, None, limit(Dimension::Key, &slow, 1), None];
         assert!(is_admitted(&memory.count(&key(), 1, || 0)));
         while is_admitted(&memory.count(&of_address(&rate, 0), 1, || 0)) {}
         for address in 1..=1_000_000 {
@@ -264,7 +267,7 @@ mod tests {
     fn many_threads_admit_exactly_a_burst() {
         let memory = memory();
         let rate = rates("500/day");
-        let limits = || [limit(Dimension::Global, &rate, 0), limit(Dimension::Address, &rate, 1), None, None];
+        let limits = || [limit(Dimension::Global, &rate, 0), limit(Dimension::Address, &rate, 1), None, None, None];
         let admitted: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..200).filter(|_| is_admitted(&memory.count(&limits(), 1, || 0))).count()))
@@ -284,7 +287,7 @@ mod tests {
         #[test]
         fn a_refusal_never_lies(all in any_rates(), own in any_rates(), sharers in 1u32..5) {
             let memory = memory();
-            let limits = || [limit(Dimension::Global, &all, 0), None, limit(Dimension::Key, &own, 1), None];
+            let limits = || [limit(Dimension::Global, &all, 0), None, None, limit(Dimension::Key, &own, 1), None];
             let mut now_ns = 0;
             for _ in 0..5 {
                 let refused = loop {

@@ -68,8 +68,8 @@ impl Standing {
         }
         let (mut policies, mut states) = (String::new(), String::new());
         for counted in &self.counted {
-            let Rate { count, per_seconds, .. } = counted.rate;
-            append(&mut policies, format_args!("\"{}\";q={count};w={per_seconds}", Name(counted)));
+            let (quota, window) = (counted.rate.burst, window_seconds(counted.rate));
+            append(&mut policies, format_args!("\"{}\";q={quota};w={window}", Name(counted)));
             let (remaining, wait_ns) = match counted.verdict {
                 Verdict::Refuse { wait_ns } => (0, wait_ns),
                 Verdict::Admit { .. } if self.is_refused => continue,
@@ -92,6 +92,11 @@ fn append(list: &mut String, item: fmt::Arguments<'_>) {
     let _ = write!(list, "{separator}{item}");
 }
 
+/// The time in which a full burst comes back, rounded up.
+fn window_seconds(rate: Rate) -> u64 {
+    (u64::from(rate.per_seconds) * u64::from(rate.burst)).div_ceil(u64::from(rate.count))
+}
+
 /// Rounded up, so that nobody comes too early.
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
@@ -110,7 +115,7 @@ impl Counted {
 impl fmt::Display for Counted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match (self.dimension, self.class) {
-            (Dimension::Global, _) => "requests",
+            (dimension, _) if dimension.is_of_all_classes() => "requests",
             (_, RequestClass::Reads) => "reads",
             (_, RequestClass::Writes) => "writes",
             (_, RequestClass::Search) => "searches",
@@ -118,6 +123,7 @@ impl fmt::Display for Counted {
         let whose = match self.dimension {
             Dimension::Global => "of everybody together",
             Dimension::Address => "from this address",
+            Dimension::Project => "of this project together",
             Dimension::Key => "with this API key",
             Dimension::User => "for this user",
         };
@@ -134,6 +140,7 @@ impl fmt::Display for Name<'_> {
         match dimension {
             Dimension::Global => f.write_str("global")?,
             Dimension::Address => write!(f, "address-{}", class.as_str())?,
+            Dimension::Project => f.write_str("project")?,
             Dimension::Key => write!(f, "key-{}", class.as_str())?,
             Dimension::User => write!(f, "user-{}", class.as_str())?,
         }

@@ -18,6 +18,7 @@ api_tests! {
     an_operator_rules_the_keys_of_every_project
     a_key_that_may_do_more_is_not_to_be_touched
     limits_stay_within_what_a_key_would_follow
+    limits_that_an_operator_set_are_an_operators_to_change
     a_rotated_key_keeps_its_id_and_for_a_while_its_secret
     a_revoked_key_stays_listed_and_refused
     an_expired_key_says_so
@@ -41,6 +42,10 @@ async fn create(client: &Client, body: Value) -> Value {
 
 fn path(key: &Value) -> String {
     format!("{KEYS}/{}", text(&key["key_id"]))
+}
+
+fn revoke(key: &Value) -> String {
+    format!("{}/revoke", path(key))
 }
 
 async fn a_created_key_works_and_is_shown_once(app: TestApp) {
@@ -143,7 +148,7 @@ async fn a_key_of_another_project_is_like_an_absent_one(app: TestApp) {
             admin.patch(&path, json!({"name": "mine"})).await,
             admin.patch(&path, json!({"limits": {"reads": "1/minute"}})).await,
             admin.post(&format!("{path}/rotate"), json!({})).await,
-            admin.delete(&path).await,
+            admin.post(&format!("{path}/revoke"), "").await,
         ];
         let answers: Vec<String> = replies.iter().map(|reply| reply.anonymous()).collect();
         replies.iter().for_each(|reply| drop(reply.expect_problem(404, "not_found")));
@@ -184,7 +189,7 @@ async fn a_key_that_may_do_more_is_not_to_be_touched(app: TestApp) {
         admin.patch(&path(&stronger), json!({"name": "mine"})).await,
         admin.patch(&path(&stronger), json!({"scopes": ["read"]})).await,
         admin.post(&format!("{}/rotate", path(&stronger)), json!({})).await,
-        admin.delete(&path(&stronger)).await,
+        admin.post(&revoke(&stronger), "").await,
     ] {
         let problem = reply.expect_problem(403, "insufficient_scope");
         assert!(!problem.to_string().contains("cs_"), "{problem}");
@@ -228,6 +233,35 @@ async fn limits_stay_within_what_a_key_would_follow(app: TestApp) {
     assert_eq!(same["limits"]["reads"], "off", "what an operator gave may be sent back");
 }
 
+async fn limits_that_an_operator_set_are_an_operators_to_change(app: TestApp) {
+    let admin = admin_of(&app, ProjectId::DEFAULT).await;
+    let patch = async |client: &Client, key: &Value, body: Value| client.patch(&path(key), body).await;
+    let is_operators = async |key: &Value| {
+        app.store.get_api_key(&text(&key["key_id"])).await.unwrap().unwrap().0.settings.limits_by_operator
+    };
+    let throttle = json!({"limits": {"reads": "1000/hour"}});
+    let body = json!({"name": "n", "scopes": ["read"], "limits": {"reads": "1000/hour"}});
+    let key = create(&app.admin(), body).await;
+    let other = create(&admin, json!({"name": "n"})).await;
+    patch(&app.admin(), &other, throttle.clone()).await.expect(200);
+    for key in [&key, &other] {
+        assert!(is_operators(key).await);
+        for limits in [json!(null), json!({}), json!({"reads": "off"}), json!({"reads": "1/hour"})] {
+            let refused = patch(&admin, key, json!({"name": "m", "limits": limits})).await;
+            let problem = refused.expect_problem(403, "insufficient_scope");
+            assert!(text(&problem["detail"]).contains("operator"), "{problem}");
+        }
+        let same = patch(&admin, key, json!({"name": "m", "limits": {"reads": "1000/hour"}})).await.expect(200);
+        assert_eq!((&same["name"], &same["limits"]["reads"]), (&json!("m"), &json!("1000/hour")));
+        assert!(is_operators(key).await, "who sends them back does not take them over");
+        patch(&app.admin(), key, json!({"limits": null})).await.expect(200);
+        assert!(!is_operators(key).await);
+        patch(&admin, key, throttle.clone()).await.expect(200);
+        assert!(!is_operators(key).await);
+        patch(&admin, key, json!({"limits": null})).await.expect(200);
+    }
+}
+
 async fn a_rotated_key_keeps_its_id_and_for_a_while_its_secret(app: TestApp) {
     let key = create(&app.admin(), json!({"name": "n"})).await;
     let rotate = async |body: &str| app.admin().post(&format!("{}/rotate", path(&key)), body).await;
@@ -252,7 +286,7 @@ async fn a_rotated_key_keeps_its_id_and_for_a_while_its_secret(app: TestApp) {
     for seconds in ["-1", "2592001", "\"1\"", "1.5"] {
         rotate(&format!("{{\"grace_seconds\": {seconds}}}")).await.expect_invalid(&["/grace_seconds"]);
     }
-    app.admin().delete(&path(&key)).await.expect(200);
+    app.admin().post(&revoke(&key), "").await.expect(200);
     let problem = rotate("{}").await.expect_problem(409, "conflict");
     assert!(text(&problem["detail"]).contains("revoked"));
 }
@@ -261,11 +295,13 @@ async fn a_revoked_key_stays_listed_and_refused(app: TestApp) {
     let key = create(&app.admin(), json!({"name": "n"})).await;
     let client = app.client(&text(&key["secret"]));
     client.get(SESSIONS).await.expect(200);
-    let revoked = app.admin().delete(&path(&key)).await.expect(200);
+    let revoked = app.admin().post(&revoke(&key), "").await.expect(200);
     assert_eq!((text(&revoked["status"]), revoked["revoked_at"].is_string()), ("revoked".to_owned(), true));
     client.get(SESSIONS).await.expect_problem(401, "invalid_api_key");
-    let again = app.admin().delete(&path(&key)).await.expect(200);
+    let again = app.admin().post(&revoke(&key), "{}").await.expect(200);
     assert_eq!(again["revoked_at"], revoked["revoked_at"]);
+    assert_eq!(app.admin().get(&path(&key)).await.expect(200), again);
+    app.admin().delete(&path(&key)).await.expect_problem(405, "method_not_allowed");
     assert!(app.admin().get(&format!("{KEYS}?limit=100")).await.column("key_id").contains(&key["key_id"]));
 }
 
@@ -324,7 +360,7 @@ async fn keys_are_paged_by_cursor(app: TestApp) {
 
 async fn a_token_is_minted_for_no_more_than_the_minter_may(app: TestApp) {
     let admin = admin_of(&app, app.other).await;
-    admin.post("/api/v1/admin/project/token-secret", "").await.expect(201);
+    app.stranger().post("/api/v1/admin/project/token-secret", "").await.expect(201);
     let minted = admin.post(TOKENS, json!({"user_id": "ada", "expires_in_seconds": 60})).await.expect(201);
     assert!(minted["expires_at"].is_string());
     let user = app.anon().with("authorization", format!("Bearer {}", text(&minted["token"])));

@@ -6,25 +6,33 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::Request;
 use chatstore_core::ids::ProjectId;
+use chatstore_core::projects::TokenSecret;
 use chatstore_core::store::StoreError;
-use chatstore_server::app::RequestLimits;
+use chatstore_server::access::AccessSettings;
+use chatstore_server::app::{App, RequestLimits};
 use chatstore_server::listener::Peer;
+use chatstore_server::router;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use crate::app::{ROOT_KEY, TestApp, api_tests, limits};
+use crate::app::{ROOT_KEY, TestApp, access, api_tests, limits};
 use crate::client::{Client, text};
 use crate::faulty::{Fault, FaultyStore};
+use crate::rate_limits::at;
 
 api_tests! {
     what_is_ruled_or_destroyed_is_noted_with_its_outcome
     what_only_reads_or_is_nobodys_is_not_noted
     an_event_tells_who_from_where_and_under_which_id
+    an_address_that_proxies_disagree_on_is_not_noted
+    a_refusal_for_lack_of_scope_is_noted_once_a_minute
     an_event_stands_in_the_log_of_the_project_it_concerns
     an_admin_reads_the_own_log_and_an_operator_all
     the_log_is_filtered_and_paged
     a_log_that_cannot_be_written_changes_no_answer
     a_request_that_nobody_waits_for_is_noted
+    an_event_that_nobody_waits_for_is_waited_for_at_the_end
     a_request_that_panics_or_takes_too_long_is_noted
     an_event_never_holds_what_somebody_wrote
 }
@@ -67,7 +75,7 @@ async fn what_is_ruled_or_destroyed_is_noted_with_its_outcome(app: TestApp) {
     noted("rotate_api_key", Some(&key), "ok").await;
     admin.patch(&format!("{KEYS}/{key}"), json!({"scopes": []})).await.expect(422);
     noted("update_api_key", Some(&key), "validation_failed").await;
-    admin.delete(&format!("{KEYS}/{key}")).await.expect(200);
+    admin.post(&format!("{KEYS}/{key}/revoke"), "").await.expect(200);
     noted("revoke_api_key", Some(&key), "ok").await;
     let project = text(&admin.post(PROJECTS, json!({"name": "p"})).await.expect(201)["project_id"]);
     noted("create_project", Some(&project), "ok").await;
@@ -81,6 +89,8 @@ async fn what_is_ruled_or_destroyed_is_noted_with_its_outcome(app: TestApp) {
     noted("create_token", None, "conflict").await;
     admin.post("/api/v1/admin/project/token-secret", "").await.expect(201);
     noted("rotate_token_secret", None, "ok").await;
+    admin.post("/api/v1/admin/tokens", json!({"user_id": "ada"})).await.expect(201);
+    noted("create_token", Some("ada"), "ok").await;
     admin.post("/api/v1/admin/embeddings/retry", "").await.expect(200);
     noted("retry_parked_embeddings", None, "ok").await;
 }
@@ -137,6 +147,44 @@ async fn an_event_tells_who_from_where_and_under_which_id(app: TestApp) {
     assert_eq!((noted["request_id"].as_str(), &noted["address"]), (reply.header("x-request-id"), &Value::Null));
 }
 
+async fn an_address_that_proxies_disagree_on_is_not_noted(app: TestApp) {
+    let app = app.with_access(AccessSettings { trusted_proxies: 1, ..access() }).await;
+    let proxied = at(&app, "10.0.0.1", ROOT_KEY).with("x-forwarded-for", "203.0.113.7");
+    let address = async |client: Client| {
+        client.delete(&format!("/api/v1/sessions/{ABSENT}")).await.expect(404);
+        app.admin().get(&format!("{AUDIT}?limit=1")).await.items().remove(0)["address"].clone()
+    };
+    assert_eq!(address(proxied.clone()).await, "203.0.113.7");
+    assert_eq!(address(proxied.with("forwarded", "for=6.6.6.6")).await, Value::Null);
+}
+
+async fn a_refusal_for_lack_of_scope_is_noted_once_a_minute(app: TestApp) {
+    let secret = TokenSecret::generate(&app.ctx);
+    let now = app.ctx.now();
+    app.store.rotate_token_secret(ProjectId::DEFAULT, Some(secret), now, now).await.unwrap();
+    let mut clients = vec![app.reader(), app.reader().with("x-user-id", "eve"), app.writer()];
+    for user_id in ["ada", "bob"] {
+        let token = json!({"user_id": user_id, "scopes": ["read"], "expires_in_seconds": 3_600});
+        let made = app.admin().post("/api/v1/admin/tokens", token).await.expect(201);
+        clients.push(app.client(&text(&made["token"])));
+    }
+    let noted = async |action: &str| app.admin().get(&format!("{AUDIT}?action={action}")).await.items().len();
+    for round in 1..=2 {
+        for client in clients.iter().cycle().take(15) {
+            client.delete(&format!("/api/v1/sessions/{ABSENT}")).await.expect_problem(403, "insufficient_scope");
+        }
+        assert_eq!(noted("delete_session").await, 4 * round, "two keys and two users");
+        app.reader().post(KEYS, json!({"name": "n"})).await.expect(403);
+        assert_eq!(noted("create_api_key").await, round);
+        app.ctx.advance(Duration::from_secs(60));
+    }
+    // What fails otherwise is noted each time.
+    for _ in 0..3 {
+        app.admin().delete(&format!("/api/v1/messages/{ABSENT}")).await.expect(404);
+    }
+    assert_eq!(noted("delete_message").await, 3);
+}
+
 async fn an_event_stands_in_the_log_of_the_project_it_concerns(app: TestApp) {
     let (admin, other) = (app.admin(), app.other.to_string());
     let key = admin.post(KEYS, json!({"name": "n", "project_id": other})).await.expect(201);
@@ -178,11 +226,13 @@ async fn the_log_is_filtered_and_paged(app: TestApp) {
         made.push(admin.post(KEYS, json!({"name": "n", "scopes": ["admin", "read"]})).await.expect(201));
     }
     let by_key = app.client(&text(&made[0]["secret"]));
-    by_key.delete(&format!("{KEYS}/{}", text(&made[1]["key_id"]))).await.expect(200);
+    by_key.post(&format!("{KEYS}/{}/revoke", text(&made[1]["key_id"])), "").await.expect(200);
     assert_eq!(admin.get(&format!("{AUDIT}?action=revoke_api_key")).await.items().len(), 1);
     let actor = text(&made[0]["key_id"]);
     assert_eq!(admin.get(&format!("{AUDIT}?actor_id={actor}")).await.column("action"), ["revoke_api_key"]);
-    assert_eq!(admin.get(&format!("{AUDIT}?actor_id={actor}&action=create_api_key")).await.text(), "[]");
+    let both = admin.get(&format!("{AUDIT}?actor_id={actor}&action=revoke_api_key")).await;
+    both.expect_invalid(&["?actor_id"]);
+    assert!(both.text().contains("use one"), "{}", both.text());
     let (mut targets, mut next) = (Vec::new(), Some(format!("{AUDIT}?limit=1&action=create_api_key")));
     while let Some(path) = next {
         let page = admin.get(&path).await;
@@ -231,6 +281,18 @@ async fn a_request_that_nobody_waits_for_is_noted(app: TestApp) {
     eventually(&app, "delete_session", "unknown").await;
 }
 
+async fn an_event_that_nobody_waits_for_is_waited_for_at_the_end(app: TestApp) {
+    let store = FaultyStore::wrap(app.store.clone(), "delete_session", Fault::Hang);
+    let state = App::new(store, app.ctx.clone(), access(), limits(), CancellationToken::new()).await.unwrap();
+    let request = Request::delete(format!("/api/v1/sessions/{ABSENT}")).header("x-api-key", ROOT_KEY);
+    let mut router = router::router(state.clone());
+    let call = router.call(request.body(Body::empty()).unwrap());
+    // Time for it to begin is what is given up here; the store never answers.
+    assert!(tokio::time::timeout(Duration::from_secs(1), call).await.is_err());
+    state.audit.finish().await;
+    assert_eq!(newest(&app).await, ("delete_session".to_owned(), Some(ABSENT.to_owned()), "unknown".to_owned()));
+}
+
 async fn a_request_that_panics_or_takes_too_long_is_noted(app: TestApp) {
     let panics = app.rebuild(|store| FaultyStore::wrap(store, "delete_session", Fault::Panic), limits()).await;
     panics.admin().delete(&format!("/api/v1/sessions/{ABSENT}")).await.expect_problem(500, "internal_error");
@@ -250,7 +312,7 @@ async fn an_event_never_holds_what_somebody_wrote(app: TestApp) {
     admin.delete(&format!("/api/v1/messages/{}", text(&message["message_id"]))).await.expect(200);
     admin.delete(&format!("/api/v1/sessions/{id}")).await.expect(200);
     admin.delete(&format!("/api/v1/sessions/{WORD}")).await.expect(404);
-    admin.delete(&format!("{KEYS}/{WORD}")).await.expect(404);
+    admin.post(&format!("{KEYS}/{WORD}/revoke"), "").await.expect(404);
     let key = text(&admin.post(KEYS, &word).await.expect(201)["key_id"]);
     admin.patch(&format!("{KEYS}/{key}"), &word).await.expect(200);
     let project = text(&admin.post(PROJECTS, &word).await.expect(201)["project_id"]);

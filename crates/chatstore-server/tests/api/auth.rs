@@ -8,16 +8,17 @@ use axum::body::Body;
 use axum::http::Method;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use chatstore_core::api_keys::{ApiKey, KeyScopes, KeySettings, Permission, PresentedKey};
+use chatstore_core::api_keys::{ApiKey, Authority, KeyScopes, KeySettings, Permission, PresentedKey};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::rates::Rates;
+use chatstore_core::store::StoreError;
 use chatstore_server::access::AccessSettings;
 use chatstore_server::router::{Access, Route, routes};
 use serde_json::json;
 
 use crate::app::{ROOT_KEY, TestApp, access, api_tests, limits};
 use crate::client::{Client, Reply};
-use crate::faulty::FaultyStore;
+use crate::faulty::{Fault, FaultyStore};
 
 api_tests! {
     the_open_routes_are_exactly_these
@@ -33,10 +34,15 @@ api_tests! {
     a_key_that_is_tied_to_addresses_works_from_these_alone
     a_key_that_is_tied_to_origins_works_from_these_alone
     guesses_past_the_budget_of_an_address_are_refused_without_a_lookup
-    guesses_at_the_secret_of_a_known_key_cost_no_lookup_each
+    guesses_at_the_secret_of_a_known_key_cost_few_lookups
+    a_secret_made_elsewhere_is_let_in_whatever_else_fails_at_its_address
+    ids_are_listed_once_at_a_time_whoever_waits
+    a_listing_that_fails_is_not_tried_again_at_once
+    changes_of_keys_make_no_listing
     a_valid_key_is_let_in_whatever_else_fails_at_its_address
     a_refused_guess_may_be_made_again_after_retry_after
     a_failure_is_what_shows_a_key_or_token_that_is_not_valid
+    a_secret_that_is_out_of_date_is_no_guess
     addresses_have_budgets_of_their_own
 }
 
@@ -327,16 +333,86 @@ async fn guesses_past_the_budget_of_an_address_are_refused_without_a_lookup(app:
     assert_eq!(counts(&asked), [5, 0, 1]);
 }
 
-async fn guesses_at_the_secret_of_a_known_key_cost_no_lookup_each(app: TestApp) {
+async fn guesses_at_the_secret_of_a_known_key_cost_few_lookups(app: TestApp) {
     let (app, asked) = budgeted(&app, "1/hour").await;
     app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
     let key_id = PresentedKey::parse(app.alice_key()).unwrap().key_id().to_owned();
-    for _ in 0..20 {
+    let began = app.ctx.elapsed();
+    for _ in 0..100 {
         let guess = PresentedKey::rotate(&app.ctx, &key_id).unwrap();
         retry_after(&app.client(guess.expose()).get(SESSIONS).await);
     }
-    assert_eq!(counts(&asked), [1, 0, 1]);
+    let [lookups, projects, _] = counts(&asked);
+    let moments = (app.ctx.elapsed() - began).as_millis() / 50;
+    assert!((1..=moments + 1).contains(&(lookups as u128)) && lookups < 20, "{lookups} in {moments}");
+    assert_eq!(projects, 0);
     app.alice().get(SESSIONS).await.expect(200);
+}
+
+async fn a_secret_made_elsewhere_is_let_in_whatever_else_fails_at_its_address(app: TestApp) {
+    let (app, _) = budgeted(&app, "1/hour").await;
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    let key_id = PresentedKey::parse(app.alice_key()).unwrap().key_id().to_owned();
+    app.alice().get(SESSIONS).await.expect(200);
+    let new = rotate(&app, &key_id, 0).await;
+    app.ctx.advance(Duration::from_millis(50));
+    app.client(&new).get(SESSIONS).await.expect(200);
+    retry_after(&app.alice().get(SESSIONS).await);
+}
+
+/// Gives a key a new secret, as another server does; the old one is valid for this many seconds.
+async fn rotate(app: &TestApp, key_id: &str, grace: i64) -> String {
+    let (rotated, now) = (PresentedKey::rotate(&app.ctx, key_id).unwrap(), app.ctx.now());
+    let until = now.plus_micros(grace * 1_000_000);
+    app.store.rotate_api_key(&Authority::host(), key_id, rotated.digest(), until, now).await.unwrap();
+    rotated.expose().to_owned()
+}
+
+/// An application past the budget of failures whose listings of ids go wrong, and how many there were.
+async fn without_listings(app: &TestApp, fault: Fault) -> (TestApp, Arc<AtomicUsize>) {
+    let access = AccessSettings { failed_auth_rates: Rates::parse("1/hour").unwrap(), ..access() };
+    let store = FaultyStore::wrap(app.store.clone(), "list_credential_ids", fault);
+    let (store, lists) = FaultyStore::count(store, "list_credential_ids");
+    let app = app.rebuild_with(|_| store, access, limits()).await;
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    (app, lists)
+}
+
+async fn ids_are_listed_once_at_a_time_whoever_waits(app: TestApp) {
+    let (app, lists) = without_listings(&app, Fault::Hang).await;
+    for _ in 0..3 {
+        let client = app.client(PresentedKey::generate(&app.ctx).expose());
+        // The request goes away, and its listing goes on.
+        assert!(tokio::time::timeout(Duration::from_millis(300), client.get(SESSIONS)).await.is_err());
+    }
+    assert_eq!(lists.load(Ordering::Relaxed), 1);
+}
+
+async fn a_listing_that_fails_is_not_tried_again_at_once(app: TestApp) {
+    let fault = Fault::Error(StoreError::Unavailable { reason: "gone".to_owned() });
+    let (app, lists) = without_listings(&app, fault).await;
+    for round in 1..=2 {
+        for _ in 0..20 {
+            let guess = PresentedKey::generate(&app.ctx);
+            assert_eq!(app.client(guess.expose()).get(SESSIONS).await.status, 503);
+        }
+        assert_eq!(lists.load(Ordering::Relaxed), round);
+        app.ctx.advance(Duration::from_millis(500));
+    }
+}
+
+async fn changes_of_keys_make_no_listing(app: TestApp) {
+    let (app, asked) = budgeted(&app, "1/hour").await;
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    let began = app.ctx.elapsed();
+    for _ in 0..20 {
+        retry_after(&app.client(PresentedKey::generate(&app.ctx).expose()).get(SESSIONS).await);
+        let made = app.admin().post("/api/v1/admin/keys", json!({"name": "new"})).await.expect(201);
+        app.client(made["secret"].as_str().unwrap()).get(SESSIONS).await.expect(200);
+    }
+    let moments = (app.ctx.elapsed() - began).as_millis() / 500;
+    let lists = counts(&asked)[2];
+    assert!((1..=moments + 1).contains(&(lists as u128)) && lists < 10, "{lists} in {moments}");
 }
 
 async fn a_valid_key_is_let_in_whatever_else_fails_at_its_address(app: TestApp) {
@@ -356,7 +432,6 @@ async fn a_valid_key_is_let_in_whatever_else_fails_at_its_address(app: TestApp) 
     // One that was made here is known at once.
     let made_here = app.admin().post("/api/v1/admin/keys", json!({"name": "new"})).await.expect(201);
     app.client(made_here["secret"].as_str().unwrap()).get(SESSIONS).await.expect(200);
-    retry_after(&app.client(app.expired_key()).get(SESSIONS).await);
     app.anon().get(SESSIONS).await.expect_problem(401, "missing_api_key");
     app.anon().get("/readyz").await.expect(200);
 }
@@ -380,7 +455,7 @@ async fn a_refused_guess_may_be_made_again_after_retry_after(app: TestApp) {
 async fn a_failure_is_what_shows_a_key_or_token_that_is_not_valid(app: TestApp) {
     let wrong = PresentedKey::rotate(&app.ctx, PresentedKey::parse(app.alice_key()).unwrap().key_id()).unwrap();
     let unknown = PresentedKey::generate(&app.ctx);
-    let failures = ["", "garbage", "a.b.c", wrong.expose(), unknown.expose(), app.revoked_key(), app.expired_key()];
+    let failures = ["", "garbage", "a.b.c", wrong.expose(), unknown.expose(), app.revoked_key()];
     for failure in failures {
         let (app, _) = budgeted(&app, "1/hour").await;
         assert_eq!(app.client(failure).get(SESSIONS).await.status, 401, "{failure}");
@@ -397,6 +472,28 @@ async fn a_failure_is_what_shows_a_key_or_token_that_is_not_valid(app: TestApp) 
     }
     app.reader().post(SESSIONS, json!({"session_name": "n"})).await.expect_problem(403, "insufficient_scope");
     app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+}
+
+async fn a_secret_that_is_out_of_date_is_no_guess(app: TestApp) {
+    let (app, asked) = budgeted(&app, "1/hour").await;
+    let rotated = app.key(ProjectId::DEFAULT, "read", None).await;
+    rotate(&app, PresentedKey::parse(&rotated).unwrap().key_id(), 1).await;
+    app.ctx.advance(Duration::from_secs(1));
+    let show = async || {
+        for _ in 0..20 {
+            for key in [app.expired_key(), &rotated] {
+                app.client(key).get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+            }
+        }
+    };
+    show().await;
+    app.client("garbage").get(SESSIONS).await.expect_problem(401, "invalid_api_key");
+    // The same is told past the budget, where it costs few lookups.
+    let (before, began) = (counts(&asked)[0], app.ctx.elapsed());
+    show().await;
+    let (lookups, moments) = (counts(&asked)[0] - before, (app.ctx.elapsed() - began).as_millis() / 50);
+    assert!(lookups as u128 <= 2 * (moments + 1) && lookups < 20, "{lookups} in {moments}");
+    assert_eq!(app.client("garbage").get(SESSIONS).await.status, 429);
 }
 
 async fn addresses_have_budgets_of_their_own(app: TestApp) {

@@ -191,7 +191,7 @@ async fn secrets_and_answers(app: &TestApp) -> (Vec<String>, Vec<Reply>) {
         let path = path.replace("{project_id}", &ProjectId::DEFAULT.to_string());
         replies.push(admin.get(&format!("{path}?q=x&limit=100")).await);
     }
-    replies.push(admin.delete(&key_path).await);
+    replies.push(admin.post(&format!("{key_path}/revoke"), "").await);
     replies.push(admin.delete("/api/v1/admin/project/token-secret").await);
     (secrets, replies)
 }

@@ -24,6 +24,7 @@ api_tests! {
     the_default_project_stays
     an_admin_sees_and_changes_the_own_project
     what_an_operator_decides_is_not_an_admins
+    what_signs_tokens_is_set_by_who_may_do_all_that_tokens_may
     a_token_secret_is_shown_once_and_ends_at_once
     an_optional_body_may_be_left_out
     an_absent_project_is_a_404
@@ -31,6 +32,7 @@ api_tests! {
 
 const PROJECTS: &str = "/api/v1/admin/projects";
 const OWN: &str = "/api/v1/admin/project";
+const ABSENT: &str = "019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47";
 const SECRET: &str = "/api/v1/admin/project/token-secret";
 
 async fn create(client: &Client, body: Value) -> Value {
@@ -44,7 +46,7 @@ async fn admin_of(app: &TestApp, project_id: ProjectId) -> Client {
 async fn a_created_project_is_found_and_listed(app: TestApp) {
     let body = json!({
         "name": "travel",
-        "limits": {"reads": "100/hour; 10 per second", "writes": "off", "search": null, "unknown": 1},
+        "limits": {"reads": "100/hour; 10 per second", "writes": "off", "search": null, "total": "50 per minute", "unknown": 1},
         "quotas": {"sessions_per_user": 7, "project_bytes": 9_007_199_254_740_992_i64},
         "tokens": {"audience": "app", "issuer": "https://idp.example"},
         "unknown": true,
@@ -53,7 +55,10 @@ async fn a_created_project_is_found_and_listed(app: TestApp) {
     let project = reply.expect(201);
     let path = format!("{PROJECTS}/{}", text(&project["project_id"]));
     assert_eq!(reply.header("location"), Some(path.as_str()));
-    assert_eq!(project["limits"], json!({"reads": "100/hour;10/second", "writes": "off", "search": null}));
+    assert_eq!(
+        project["limits"],
+        json!({"reads": "100/hour;10/second", "writes": "off", "search": null, "total": "50/minute"})
+    );
     assert_eq!(
         project["quotas"],
         json!({"sessions_per_user": 7, "messages_per_session": null, "project_bytes": 9_007_199_254_740_992_i64})
@@ -61,6 +66,7 @@ async fn a_created_project_is_found_and_listed(app: TestApp) {
     assert_eq!(project["tokens"], json!({"public_keys": [], "audience": "app", "issuer": "https://idp.example"}));
     assert_eq!((&project["has_token_secret"], &project["name"]), (&json!(false), &json!("travel")));
     let found = app.admin().get(&path).await.expect(200);
+    assert_eq!(found["limits"], project["limits"]);
     assert_eq!(found["usage"], json!({"sessions": 0, "messages": 0, "bytes": 0}));
     let names = app.admin().get(PROJECTS).await.column("name");
     // The clock of the tests is behind the one by which the store made the first.
@@ -90,6 +96,9 @@ async fn a_field_that_breaks_a_rule_is_named(app: TestApp) {
         (json!({"name": "n", "limits": {"reads": "soon"}}), &["/limits/reads"]),
         (json!({"name": "n", "limits": {"reads": "", "search": "1 per week"}}), &["/limits/reads", "/limits/search"]),
         (json!({"name": "n", "limits": {"reads": 5}}), &["/limits/reads"]),
+        (json!({"name": "n", "limits": {"total": "much"}}), &["/limits/total"]),
+        (json!({"name": ABSENT}), &["/name"]),
+        (json!({"name": ABSENT.to_uppercase()}), &["/name"]),
         (json!({"name": "n", "limits": []}), &["/limits"]),
         (json!({"name": "n", "quotas": {"project_bytes": 0}}), &["/quotas/project_bytes"]),
         (json!({"name": "n", "quotas": {"sessions_per_user": -1}}), &["/quotas/sessions_per_user"]),
@@ -116,12 +125,20 @@ async fn a_patch_changes_only_what_it_names(app: TestApp) {
     assert_eq!((&same["name"], &same["limits"]), (&created["name"], &created["limits"]));
     let quotas = patch(json!({"quotas": {"sessions_per_user": 1}})).await;
     assert_eq!((&quotas["limits"]["reads"], &quotas["quotas"]["sessions_per_user"]), (&json!("5/minute"), &json!(1)));
-    let limits = patch(json!({"limits": {"writes": "7/minute"}})).await;
-    assert_eq!(limits["limits"], json!({"reads": null, "writes": "7/minute", "search": null}), "replaced as a whole");
+    let limits = patch(json!({"limits": {"writes": "7/minute", "total": "9/minute"}})).await;
+    let whole = json!({"reads": null, "writes": "7/minute", "search": null, "total": "9/minute"});
+    assert_eq!(limits["limits"], whole, "replaced as a whole");
+    let renamed = patch(json!({"name": "m"})).await;
+    assert_eq!(renamed["limits"], whole);
+    let without = patch(json!({"limits": {"writes": "7/minute"}})).await;
+    assert_eq!(without["limits"]["total"], Value::Null, "replaced as a whole");
+    patch(json!({"limits": {"total": "9/minute"}})).await;
     let cleared = patch(json!({"limits": null, "quotas": null, "tokens": null})).await;
-    assert_eq!(cleared["limits"], json!({"reads": null, "writes": null, "search": null}));
+    assert_eq!(cleared["limits"], json!({"reads": null, "writes": null, "search": null, "total": null}));
     assert_eq!(cleared["quotas"]["sessions_per_user"], Value::Null);
-    app.admin().patch(&path, json!({"name": null})).await.expect_invalid(&["/name"]);
+    for name in [json!(null), json!(ABSENT)] {
+        app.admin().patch(&path, json!({"name": name})).await.expect_invalid(&["/name"]);
+    }
     let found = app.admin().get(&path).await.expect(200);
     assert!(text(&found["updated_at"]) > text(&created["updated_at"]));
 }
@@ -256,6 +273,33 @@ async fn what_an_operator_decides_is_not_an_admins(app: TestApp) {
     }
     let changed = app.admin().patch(OWN, json!({"limits": {"reads": "9/minute"}})).await.expect(200);
     assert_eq!(changed["limits"]["reads"], "9/minute");
+}
+
+async fn what_signs_tokens_is_set_by_who_may_do_all_that_tokens_may(app: TestApp) {
+    let of = async |scopes: &str| app.client(&app.key(ProjectId::DEFAULT, scopes, None).await);
+    let (admin, operator) = (of("read,write,delete,admin").await, of("operator,admin").await);
+    let foreign = format!("{PROJECTS}/{}", app.other);
+    for tokens in [json!({"audience": "app"}), json!({}), json!(null)] {
+        let body = json!({"tokens": tokens});
+        for (reply, lacking) in [
+            (admin.patch(OWN, &body).await, "lacks `search`:"),
+            (admin.post(SECRET, "").await, "lacks `search`:"),
+            (operator.patch(OWN, &body).await, "`read`, `write`, `delete`, `search`"),
+            (operator.patch(&foreign, &body).await, "`read`, `write`, `delete`, `search`"),
+            (operator.post(PROJECTS, json!({"name": "n", "tokens": tokens})).await, "`read`"),
+            (operator.post(SECRET, "{}").await, "`read`"),
+        ] {
+            let problem = reply.expect_problem(403, "insufficient_scope");
+            assert!(text(&problem["detail"]).contains(lacking), "{problem}");
+        }
+    }
+    let own = app.admin().get(OWN).await.expect(200);
+    assert_eq!((&own["has_token_secret"], &own["tokens"]["audience"]), (&json!(false), &Value::Null));
+    operator.post(PROJECTS, json!({"name": "n"})).await.expect(201);
+    operator.patch(&foreign, json!({"quotas": null})).await.expect(200);
+    app.admin().post(SECRET, "").await.expect(201);
+    assert_eq!(admin.delete(SECRET).await.expect(200)["has_token_secret"], false, "who takes away gains nothing");
+    of("read,write,delete,search,admin").await.patch(OWN, json!({"tokens": {"audience": "app"}})).await.expect(200);
 }
 
 async fn a_token_secret_is_shown_once_and_ends_at_once(app: TestApp) {

@@ -83,13 +83,15 @@ async fn a_project_past_its_bytes_takes_no_more_text(app: TestApp) {
         app.admin().patch(&path, json!({"context": "y"})).await,
         app.admin().post("/api/v1/admin/import", json!([{"id": "c", "messages": []}])).await,
         put(json!({"embedding": [1, 2]})).await,
+        app.admin().patch(&format!("{SESSIONS}/{id}"), json!({"session_name": "m"})).await,
+        app.admin().patch(&format!("{SESSIONS}/{id}"), json!({"metadata": {"k": "v"}})).await,
     ] {
         let problem = reply.expect_problem(403, "quota_exceeded");
         assert!(text(&problem["detail"]).contains("project_bytes"), "{problem}");
     }
     app.admin().get(&messages).await.expect(200);
     app.admin().patch(&path, json!({"status": "completed"})).await.expect(200);
-    app.admin().patch(&format!("{SESSIONS}/{id}"), json!({"is_favorite": true})).await.expect(200);
+    app.admin().patch(&format!("{SESSIONS}/{id}"), json!({"is_favorite": true, "metadata": null})).await.expect(200);
     app.stranger().new_session("another project").await;
     app.admin().delete(&path).await.expect(200);
     app.admin().delete(&format!("{SESSIONS}/{id}")).await.expect(200);

@@ -9,6 +9,7 @@ use chatstore_core::ids::ProjectId;
 use chatstore_core::projects::ProjectPatch;
 use chatstore_core::rates::{ClassRates, Rates};
 use chatstore_server::access::AccessSettings;
+use chatstore_server::config::Secret;
 use chatstore_server::listener::Peer;
 use serde_json::json;
 
@@ -25,6 +26,9 @@ api_tests! {
     what_one_limit_refuses_no_other_counts
     a_limit_of_several_rates_names_each
     a_key_and_a_project_may_have_rates_of_their_own
+    rates_of_a_key_that_no_operator_set_never_outlive_those_they_had_to_lie_within
+    a_project_has_one_budget_over_everything
+    a_policy_is_a_burst_and_the_time_in_which_it_comes_back
     a_user_has_one_budget_over_all_keys
     without_limits_nothing_is_told
     health_is_never_limited_and_open_pages_are
@@ -148,7 +152,7 @@ async fn what_one_limit_refuses_no_other_counts(app: TestApp) {
 async fn a_limit_of_several_rates_names_each(app: TestApp) {
     let app = limited(&app, "5/hour;2/minute;7/hour burst 4").await;
     let reply = app.reader().get(SESSIONS).await;
-    let policy = "\"key-reads-3600\";q=5;w=3600, \"key-reads-60\";q=2;w=60, \"key-reads-3600-2\";q=7;w=3600";
+    let policy = "\"key-reads-3600\";q=5;w=3600, \"key-reads-60\";q=2;w=60, \"key-reads-3600-2\";q=4;w=2058";
     assert_eq!(reply.header("ratelimit-policy"), Some(policy));
     app.reader().get(SESSIONS).await.expect(200);
     let reply = app.reader().get(SESSIONS).await;
@@ -156,22 +160,96 @@ async fn a_limit_of_several_rates_names_each(app: TestApp) {
     assert_eq!(reply.header("ratelimit"), Some(format!("\"key-reads-60\";r=0;t={pause}").as_str()));
 }
 
-async fn a_key_and_a_project_may_have_rates_of_their_own(app: TestApp) {
+/// A key of a user in the other project.
+async fn key_with(app: &TestApp, settings: KeySettings) -> String {
     let presented = PresentedKey::generate(&app.ctx);
-    let scopes = KeyScopes::parse("read").unwrap();
-    let key = ApiKey::new(&presented, app.other, "a key", scopes, app.ctx.now());
-    let settings = KeySettings { limits: reads("4/day"), ..KeySettings::default() };
+    let key = ApiKey::new(&presented, app.other, "a key", KeyScopes::parse("read").unwrap(), app.ctx.now());
     app.store.create_api_key(ApiKey { settings, user_id: Some("u".to_owned()), ..key }).await.unwrap();
-    let patch = ProjectPatch { limits: Some(reads("3/day")), ..ProjectPatch::default() };
+    presented.expose().to_owned()
+}
+
+async fn change_other(app: &TestApp, patch: ProjectPatch) {
     app.store.update_project(app.other, patch, app.ctx.now()).await.unwrap();
+}
+
+async fn policy(client: Client) -> String {
+    client.get(SESSIONS).await.header("ratelimit-policy").unwrap().to_owned()
+}
+
+async fn a_key_and_a_project_may_have_rates_of_their_own(app: TestApp) {
+    let key =
+        key_with(&app, KeySettings { limits: reads("4/day"), limits_by_operator: true, ..KeySettings::default() })
+            .await;
+    change_other(&app, ProjectPatch { limits: Some(reads("3/day")), ..ProjectPatch::default() }).await;
     let app = limited(&app, "2/day").await;
-    let policy = async |client: Client| client.get(SESSIONS).await.header("ratelimit-policy").unwrap().to_owned();
     assert_eq!(policy(app.reader()).await, "\"key-reads\";q=2;w=86400");
     assert_eq!(policy(app.stranger()).await, "\"key-reads\";q=3;w=86400");
-    let own = policy(app.client(presented.expose())).await;
+    let own = policy(app.client(&key)).await;
     assert_eq!(own, "\"key-reads\";q=4;w=86400, \"user-reads\";q=3;w=86400");
-    let at_address = at(&app, "203.0.113.7", presented.expose());
+    let at_address = at(&app, "203.0.113.7", &key);
     assert!(policy(at_address).await.starts_with("\"address-reads\";q=2;w=86400, "));
+}
+
+async fn rates_of_a_key_that_no_operator_set_never_outlive_those_they_had_to_lie_within(app: TestApp) {
+    let narrow = key_with(&app, KeySettings { limits: reads("1/day"), ..KeySettings::default() }).await;
+    let wide = key_with(&app, KeySettings { limits: reads("off"), ..KeySettings::default() }).await;
+    let key_policy =
+        async |app: &TestApp, key: &str| policy(app.client(key)).await.split(", ").next().unwrap().to_owned();
+    let later = limited(&app, "2/day").await;
+    assert_eq!(key_policy(&later, &narrow).await, "\"key-reads\";q=1;w=86400");
+    assert_eq!(key_policy(&later, &wide).await, "\"key-reads\";q=2;w=86400");
+    change_other(&app, ProjectPatch { limits: Some(reads("3/day")), ..ProjectPatch::default() }).await;
+    let later = limited(&app, "2/day").await;
+    assert_eq!(key_policy(&later, &narrow).await, "\"key-reads\";q=1;w=86400");
+    assert_eq!(key_policy(&later, &wide).await, "\"key-reads\";q=3;w=86400");
+}
+
+async fn a_project_has_one_budget_over_everything(app: TestApp) {
+    let total_limit = Some(Some(rates("5/day")));
+    change_other(&app, ProjectPatch { total_limit, ..ProjectPatch::default() }).await;
+    let secret_key = Some(Secret::new("secret-key-of-the-tests"));
+    let access = AccessSettings { rates: reads("9/day"), global_rates: rates("99/day"), secret_key, ..access() };
+    let app = app.with_access(access).await;
+    let key = app.key(app.other, "read", Some("u")).await;
+    let reply = at(&app, "203.0.113.7", &key).get(SESSIONS).await;
+    let told: Vec<String> = reply
+        .header("ratelimit")
+        .unwrap()
+        .split(", ")
+        .map(|item| item.split(";t=").next().unwrap().to_owned())
+        .collect();
+    let all =
+        ["\"global\";r=98", "\"address-reads\";r=8", "\"project\";r=4", "\"key-reads\";r=8", "\"user-reads\";r=8"];
+    assert_eq!(told, all);
+    app.stranger().new_session("n").await;
+    app.stranger().get("/api/v1/search?q=n").await.expect(200);
+    let minted = app.stranger().post("/api/v1/admin/tokens", json!({"user_id": "alice"})).await.expect(201);
+    let bearer = format!("Bearer {}", text(&minted["token"]));
+    let token = app.anon().with("authorization", bearer);
+    let reply = token.get(SESSIONS).await;
+    reply.expect(200);
+    assert!(reply.header("ratelimit-policy").unwrap().contains("\"project\";q=5;w=86400, \"user-reads\""), "{reply:?}");
+    for client in [&token, &app.stranger()] {
+        let reply = client.get(SESSIONS).await;
+        let pause = refused(&reply);
+        assert_eq!(reply.header("ratelimit"), Some(format!("\"project\";r=0;t={pause}").as_str()));
+        let detail = text(&reply.json()["detail"]);
+        assert!(detail.starts_with("The limit of 5/day on requests of this project together is used up"), "{detail}");
+    }
+    // Another project has its own, or none.
+    assert!(!policy(app.admin()).await.contains("project"));
+}
+
+async fn a_policy_is_a_burst_and_the_time_in_which_it_comes_back(app: TestApp) {
+    for (rate, told) in [
+        ("30/minute", "q=30;w=60"),
+        ("10/second burst 50", "q=50;w=5"),
+        ("100/hour burst 1", "q=1;w=36"),
+        ("7/day", "q=7;w=86400"),
+        ("3/second burst 1", "q=1;w=1"),
+    ] {
+        assert_eq!(policy(limited(&app, rate).await.reader()).await, format!("\"key-reads\";{told}"));
+    }
 }
 
 async fn a_user_has_one_budget_over_all_keys(app: TestApp) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chatstore_core::api_keys::KeyScopes;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::projects::{Project, ProjectPatch, TokenAlgorithm, TokenPublicKey, TokenSecret, TokenSettings};
+use chatstore_core::rates::Rates;
 use chatstore_server::access::AccessSettings;
 use chatstore_server::auth::{NewToken, mint};
 use chatstore_server::config::Secret;
@@ -21,6 +22,7 @@ api_tests! {
     a_token_may_be_of_many_forms
     a_token_that_is_forged_or_malformed_is_a_401
     a_token_is_refused_when_its_time_is_over
+    a_token_whose_time_is_over_is_no_guess
     a_token_is_believed_by_the_project_it_names_alone
     a_secret_of_a_project_is_believed_until_it_expires
     a_key_is_believed_at_once_and_no_more_when_it_is_taken_away
@@ -353,6 +355,20 @@ async fn a_token_is_refused_when_its_time_is_over(app: TestApp) {
     refused("early", &world.get(&early).await);
     world.app.ctx.advance(Duration::from_secs(35));
     world.get(&early).await.expect(200);
+}
+
+async fn a_token_whose_time_is_over_is_no_guess(app: TestApp) {
+    let mut world = World::new(app).await;
+    let failed_auth_rates = Rates::parse("1/hour").unwrap();
+    world.app = world.app.with_access(AccessSettings { failed_auth_rates, ..with_secret() }).await;
+    let expired = world.token(json!({"exp": world.now() - 60}));
+    let forged = Signer::hs256("another").token(&world.claims_with(json!({"exp": world.now() - 60})));
+    for _ in 0..5 {
+        refused("expired", &world.get(&expired).await);
+    }
+    refused("forged", &world.get(&forged).await);
+    world.get(&forged).await.expect_problem(429, "rate_limited");
+    refused("expired", &world.get(&expired).await);
 }
 
 async fn a_token_is_believed_by_the_project_it_names_alone(app: TestApp) {

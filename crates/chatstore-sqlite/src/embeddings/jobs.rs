@@ -33,8 +33,9 @@ pub(super) const HAS_DUE: &str = "select exists (select 1 from embedding_jobs
 const LIST_DUE: &str = "select message_no, attempts from embedding_jobs
     where is_backfill = ?1 and due_at <= ?2 and parked_reason is null order by due_at limit ?3";
 const SELECT_LENT: &str = "select m.message_no, s.project_id, s.session_id, m.message_id, m.version, m.content
-    from messages m join sessions s on s.session_no = m.message_no >> 32
-    where m.message_no = ?1 and m.content <> '' and m.deleted_at is null and s.deleted_at is null";
+    from messages m join sessions s on s.session_no = m.message_no >> 32 join projects p on p.project_id = s.project_id
+    where m.message_no = ?1 and m.content <> '' and m.deleted_at is null and s.deleted_at is null
+        and p.deleted_at is null";
 const LEND_JOB: &str =
     "update embedding_jobs set version = ?2, attempts = attempts + 1, due_at = ?3 where message_no = ?1";
 const SELECT_LENT_NO: &str = "select j.message_no from messages m join embedding_jobs j on j.message_no = m.message_no
@@ -119,16 +120,23 @@ pub(crate) fn delete_jobs(connection: &Connection, from: i64, to: i64) -> rusqli
     connection.prepare_cached(DELETE_JOBS)?.execute(params![from, to]).map(drop)
 }
 
-/// Lends what is due.
+/// What one transaction lends.
+pub(super) struct Claim {
+    pub(super) jobs: Vec<EmbeddingJob>,
+    /// Whether it met jobs without a message, which it removed: others may stand behind them.
+    pub(super) has_removed: bool,
+}
+
+/// Lends what is due, but looks at no more jobs than are wanted.
 pub(super) fn claim(
     connection: &Connection,
     now: Timestamp,
     lease_until: Timestamp,
     limit: usize,
-) -> rusqlite::Result<Vec<EmbeddingJob>> {
-    let (mut lent, mut bytes) = (Vec::new(), 0);
+) -> rusqlite::Result<Claim> {
+    let (mut claim, mut bytes) = (Claim { jobs: Vec::new(), has_removed: false }, 0);
     for is_backfill in [false, true] {
-        let limit = i64::try_from(limit.saturating_sub(lent.len())).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit.saturating_sub(claim.jobs.len())).unwrap_or(i64::MAX);
         let map = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?));
         let mut statement = connection.prepare_cached(LIST_DUE)?;
         let due = statement.query_map(params![is_backfill, now.as_micros(), limit], map)?;
@@ -138,18 +146,19 @@ pub(super) fn claim(
             let Some(job) = job else {
                 // It would be met again and again.
                 delete_job(connection, message_no)?;
+                claim.has_removed = true;
                 continue;
             };
             bytes += job.content.len();
-            if bytes > EMBEDDING_CLAIM_BYTES_MAX && !lent.is_empty() {
-                return Ok(lent);
+            if bytes > EMBEDDING_CLAIM_BYTES_MAX && !claim.jobs.is_empty() {
+                return Ok(claim);
             }
             let params = params![message_no, job.version, lease_until.as_micros()];
             connection.prepare_cached(LEND_JOB)?.execute(params)?;
-            lent.push(job);
+            claim.jobs.push(job);
         }
     }
-    Ok(lent)
+    Ok(claim)
 }
 
 fn lent_row(row: &Row<'_>, attempts: u32) -> rusqlite::Result<EmbeddingJob> {

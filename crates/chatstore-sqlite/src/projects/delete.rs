@@ -4,16 +4,16 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::ProjectId;
 use chatstore_core::limits::ERASE_SESSIONS_BATCH;
 use chatstore_core::projects::Project;
-use chatstore_core::store::StoreError;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::find_project;
 use crate::sessions::{self, SessionRow, session_columns, session_row};
 use crate::writer::{Failure, WriteConnection};
 
-/// Names are unique, also beside the rows of deleted projects: the id takes the name's place.
+/// Names are unique, also beside the rows of deleted projects: the id takes the name's place, behind a character that no
+/// name has.
 pub(super) const DELETE_PROJECT: &str = "update projects
-    set name = ?2, settings = '{}', token_secret = null, previous_token_secret = null,
+    set name = char(1) || ?2, settings = '{}', token_secret = null, previous_token_secret = null,
         previous_token_secret_expires_at = null, updated_at = ?3, deleted_at = ?3
     where project_id = ?1";
 pub(super) const REVOKE_API_KEYS: &str = "update api_keys set revoked_at = ?2, updated_at = max(updated_at, ?2)
@@ -32,8 +32,7 @@ pub(super) const MARK_ERASED: &str = "update projects set erased_at = ?2 where p
 /// Deletes the project, and gives it as it was.
 pub(super) fn delete(connection: &WriteConnection, project_id: ProjectId, now: Timestamp) -> Result<Project, Failure> {
     if project_id == ProjectId::DEFAULT {
-        let detail = "cannot be deleted: it is the default project".to_owned();
-        return Err(StoreError::Invalid { pointer: String::new(), detail }.into());
+        return Err(Project::default_stays().into());
     }
     let project = find_project(connection, project_id)?;
     let at = now.max(project.updated_at).as_micros();

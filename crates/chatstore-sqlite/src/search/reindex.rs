@@ -18,11 +18,13 @@ pub(super) const SELECT_REINDEX: &str = "select position from reindexes where de
 const MOVE_REINDEX: &str = "update reindexes set position = ?2 where derived = ?1";
 const END_REINDEX: &str = "delete from reindexes where derived = ?1";
 const NOTE_REINDEX: &str = "insert or ignore into reindexes (derived, position) values (?1, 0)";
-/// Texts are read only where what they say matters.
+/// Texts are read only where what they say matters; of a deleted project none is.
 const LIST_REINDEXED: &str = "select m.message_no, m.created_at,
-        case when ?3 and m.deleted_at is null and s.deleted_at is null then m.content else '' end, m.version,
-        s.project_id, s.session_id, m.deleted_at is null and s.deleted_at is null and octet_length(m.content) > 0
-    from messages m join sessions s on s.session_no = m.message_no >> 32
+        case when ?3 and coalesce(m.deleted_at, s.deleted_at, p.deleted_at) is null then m.content else '' end,
+        m.version, s.project_id, s.session_id,
+        coalesce(m.deleted_at, s.deleted_at, p.deleted_at) is null and octet_length(m.content) > 0
+    from messages m cross join sessions s on s.session_no = m.message_no >> 32
+        cross join projects p on p.project_id = s.project_id
     where m.message_no > ?1 order by m.message_no limit ?2";
 
 #[cfg(test)]

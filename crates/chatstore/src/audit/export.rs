@@ -41,10 +41,7 @@ pub(crate) async fn audit(action: AuditAction) -> anyhow::Result<()> {
 }
 
 async fn export(store: &dyn Store, project: Option<&str>, output: Option<PathBuf>) -> anyhow::Result<()> {
-    let project_id = match project {
-        Some(name) => Some(projects::find(store, name).await?.project_id),
-        None => None,
-    };
+    let project_id = projects::find_id(store, project).await?;
     let query = AuditQuery { project_id, ..AuditQuery::default() };
     let (out, place): (Box<dyn Write>, _) = match &output {
         Some(file) => {

@@ -1,11 +1,12 @@
 //! The audit log: all of it, also of projects that are deleted by now.
 
 use anyhow::Context as _;
-use chatstore_core::audit::{AuditEvent, AuditQuery};
+use chatstore_core::audit::{Actor, AuditEvent, AuditQuery};
 use chatstore_core::page::AuditPosition;
 use chatstore_core::store::Store;
 
 use super::Ends;
+use crate::audit::COPY;
 use crate::pages::page_after;
 use crate::patience::patiently;
 
@@ -43,15 +44,32 @@ impl<'a> Events<'a> {
     }
 }
 
-/// Copies every event; one that is there already stays as it is.
-pub(super) async fn copy(ends: &Ends) -> anyhow::Result<()> {
-    let mut source = Events::of(ends.source.as_ref());
+/// Whether it tells of a copy: that one end has them alone is right.
+pub(super) fn is_of_copy(event: &AuditEvent) -> bool {
+    event.actor == Actor::Command && event.action == COPY
+}
+
+/// Copies what the target lacks; tells how many events that were.
+pub(super) async fn copy(ends: &Ends) -> anyhow::Result<usize> {
+    let (mut source, mut target) = (Events::of(ends.source.as_ref()), Events::of(ends.target.as_ref()));
+    let mut there = target.next().await?;
+    let mut copied = 0;
     loop {
         let page = source.next_page().await?;
         if page.is_empty() {
-            return Ok(());
+            return Ok(copied);
         }
-        let stored = patiently(|| ends.target.append_audit_events(page.clone())).await;
+        let mut missing = Vec::new();
+        for event in page {
+            while there.as_ref().is_some_and(|there| there.event_id > event.event_id) {
+                there = target.next().await?;
+            }
+            if there.as_ref().is_none_or(|there| there.event_id != event.event_id) {
+                missing.push(event);
+            }
+        }
+        copied += missing.len();
+        let stored = patiently(|| ends.target.append_audit_events(missing.clone())).await;
         stored.context("the audit log could not be stored")?;
     }
 }

@@ -46,6 +46,12 @@ impl Meter {
         });
     }
 
+    /// Whether anything was counted.
+    pub(super) fn has_counted(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sessions + state.messages > 0
+    }
+
     /// Ends the progress with the line that `summary` makes of it.
     pub(super) fn finish(&self, summary: impl FnOnce(&Tally) -> String) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -83,6 +83,16 @@ pub(super) async fn missing(ends: &Ends) -> anyhow::Result<Missing> {
 }
 
 impl Missing {
+    /// Whether the target lacks nothing.
+    pub(super) fn is_nothing(&self) -> bool {
+        let Self { projects, keys, changed_projects, changed_keys, uses } = self;
+        projects.is_empty()
+            && keys.is_empty()
+            && changed_projects.is_empty()
+            && changed_keys.is_empty()
+            && uses.is_empty()
+    }
+
     /// Stores it, the oldest first.
     pub(super) async fn create(mut self, ends: &Ends) -> anyhow::Result<()> {
         let mut patience = Patience::new();
@@ -133,9 +143,14 @@ async fn store_project(target: &dyn Store, project: Project, known: &Project) ->
             target.rotate_token_secret(id, Some(*secret), kept_until, now).await?;
         }
     }
-    let ProjectSettings { limits, quotas, tokens } = project.settings;
-    let patch =
-        ProjectPatch { name: Some(project.name), limits: Some(limits), quotas: Some(quotas), tokens: Some(tokens) };
+    let ProjectSettings { limits, total_limit, quotas, tokens } = project.settings;
+    let patch = ProjectPatch {
+        name: Some(project.name),
+        limits: Some(limits),
+        total_limit: Some(total_limit),
+        quotas: Some(quotas),
+        tokens: Some(tokens),
+    };
     target.update_project(id, patch, project.updated_at).await?;
     Ok(())
 }
@@ -193,6 +208,7 @@ fn changes(known: &ApiKey, key: &ApiKey) -> Option<Vec<Change>> {
         scopes: Some(key.scopes),
         expires_at: Some(key.expires_at),
         limits: Some(settings.limits),
+        limits_by_operator: Some(settings.limits_by_operator),
         allowed_origins: Some(settings.allowed_origins),
         allowed_addresses: Some(settings.allowed_addresses),
     };

@@ -14,7 +14,7 @@ use chatstore_core::store::{Scope, Store};
 use indicatif::HumanCount;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::events::Events;
+use super::events::{Events, is_of_copy};
 use super::meter::Meter;
 use super::pages::{Sessions, embeddings, messages};
 use super::projects::{api_keys, comparable, is_same, projects};
@@ -134,7 +134,7 @@ impl Comparison {
         }
     }
 
-    /// Adds the audit log of either end, the newest event first.
+    /// Adds the audit log of either end, the newest event first, but for what tells of copies.
     async fn add_events(&mut self, ends: &Ends) -> anyhow::Result<()> {
         let (mut source, mut target) = (Events::of(ends.source.as_ref()), Events::of(ends.target.as_ref()));
         let (mut one, mut other) = (source.next().await?, target.next().await?);
@@ -146,6 +146,9 @@ impl Comparison {
             }
             if other.as_ref().is_some_and(is_next) {
                 pair[1] = std::mem::replace(&mut other, target.next().await?);
+            }
+            if pair.iter().flatten().any(is_of_copy) {
+                continue;
             }
             for (event, totals) in pair.iter().zip([&mut self.source, &mut self.target]) {
                 let Some(event) = event else { continue };

@@ -44,6 +44,7 @@ pub(super) async fn import(
     let result = audited(store.as_ref(), &ctx.clone(), "import", async |deed| {
         let project = projects::find_or_create(open.store.as_ref(), &ctx, project).await?;
         deed.concerns(&project);
+        deed.has_begun();
         let scope = Scope::project(project.project_id);
         let embed = open.store.get_embedding_source().await?.is_some();
         let rules = ImportRules { content_bytes_max: config.content_bytes_max, embed };

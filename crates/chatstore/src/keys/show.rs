@@ -18,10 +18,7 @@ pub(super) async fn find(store: &dyn Store, id: &str) -> anyhow::Result<(ApiKey,
 }
 
 pub(super) async fn list(store: &dyn Store, project: Option<&str>, now: Timestamp) -> anyhow::Result<()> {
-    let project_id = match project {
-        Some(name) => Some(projects::find(store, name).await?.project_id),
-        None => None,
-    };
+    let project_id = projects::find_id(store, project).await?;
     let rows = pages::api_keys(store, project_id).await?.into_iter().map(|(key, project)| {
         let (state, scopes) = (state(&key, now), key.scopes.to_string());
         let used = key.last_used_at.map_or_else(|| NOTHING.to_owned(), minute);

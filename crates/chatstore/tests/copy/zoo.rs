@@ -185,6 +185,7 @@ impl Keeper {
     fn key_settings(&self) -> KeySettings {
         KeySettings {
             limits: ClassRates { search: Rates::parse("1/day;2/second burst 9"), ..ClassRates::default() },
+            limits_by_operator: true,
             allowed_origins: vec!["https://app.example".to_owned()],
             allowed_addresses: vec!["203.0.113.0/24".to_owned(), "::1/128".to_owned()],
         }
@@ -205,6 +206,7 @@ impl Keeper {
         let patch = ProjectPatch {
             name: None,
             limits: Some(ClassRates { reads: Some(Rates::OFF), ..ClassRates::default() }),
+            total_limit: Some(Rates::parse("9/minute")),
             quotas: Some(Quotas { messages_per_session: Some(1 << 53), ..Quotas::default() }),
             tokens: Some(TokenSettings { public_keys: vec![public_key], audience, issuer: None }),
         };

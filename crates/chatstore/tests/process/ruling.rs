@@ -6,6 +6,7 @@ use std::time::Duration;
 use chatstore_postgres::testing::TestDatabase;
 use serde_json::{Value, json};
 
+use crate::first_start::shown_key;
 use crate::support::{Finished, PATIENCE, Server, chatstore, eventually, run, serve};
 
 /// How soon a change must be effective in every running server.
@@ -210,6 +211,12 @@ fn a_project_comes_and_goes_beside_a_running_server(host: &Host) {
     host.assert_refused(&["projects", "create", "acme"], "already");
     host.assert_refused(&["projects", "create", "a\nb"], "control characters");
     host.assert_refused(&["projects", "create", "b", "--quota-project-bytes", "1MB"], "--quota-project-bytes");
+    // A deleted project is called by its id.
+    let id_of_acme = |shown: &str| shown.split_whitespace().nth(1).unwrap().to_owned();
+    let uuid = id_of_acme(&host.tool(&["projects", "show", "acme"]).ok().out);
+    host.assert_refused(&["projects", "create", &uuid], "id");
+    host.assert_refused(&["projects", "update", "acme", "--name", &uuid.to_uppercase()], "id");
+    host.assert_refused(&["keys", "create", "--name", "n", "--project", &uuid], "id");
     let key = host.key(&["--project", "acme", "--user", "ada"]);
     soon(&server, &key, 200);
     let mut client = server.client().with_key(&key);
@@ -236,7 +243,8 @@ fn a_project_comes_and_goes_beside_a_running_server(host: &Host) {
     host.assert_refused(&["projects", "delete", "default", "--yes"], "cannot be deleted");
     host.assert_refused(&["projects", "update", "Acme Inc.", "--name", "default"], "already");
     soon(&server, &key, 200);
-    host.tool(&["projects", "delete", "Acme Inc.", "--yes"]).ok();
+    let deleted = host.tool(&["projects", "delete", "Acme Inc.", "--yes"]).ok();
+    assert!(deleted.err.contains("Its sessions are deleted"), "{}", deleted.err);
     assert_eq!(host.live_sessions(), 1, "of the others none is touched");
     soon(&server, &key, 401);
     host.assert_refused(&["projects", "show", "Acme Inc."], "`Acme Inc.`");
@@ -271,7 +279,7 @@ fn the_audit_log_shows_what_was_done_here_and_over_http(host: &Host) {
     let session = root.new_session();
     root.try_send("DELETE", session.strip_suffix("/messages").unwrap(), None).unwrap().expect(200);
     root.post("/api/v1/admin/keys", &json!({"name": "by HTTP"})).expect(201);
-    root.try_send("DELETE", "/api/v1/admin/keys/absentabsent", None).unwrap().expect(404);
+    root.post("/api/v1/admin/keys/absentabsent/revoke", &json!({})).expect(404);
     host.tool(&["reindex", "--text"]).ok();
 
     let events = host.audit(&[]);
@@ -385,6 +393,114 @@ fn a_user_token_opens_what_it_says(host: &Host) {
     server.stop();
 }
 
+/// Ed25519, of RFC 8032 (7.1, test 1).
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
+-----END PUBLIC KEY-----
+";
+
+fn a_project_is_told_whose_tokens_it_believes(host: &Host) {
+    let mut server = host.start(&[]);
+    let mut root = server.client();
+    std::fs::write(host.folder.path().join("key.pem"), PUBLIC_KEY).unwrap();
+    std::fs::write(host.folder.path().join("private.pem"), PUBLIC_KEY.replace("PUBLIC", "PRIVATE")).unwrap();
+    let words = ["--public-key", "EdDSA=key.pem", "--token-audience", "acme", "--token-issuer", "https://id.example"];
+    host.tool(&[&["projects", "create", "acme"], &words[..]].concat()).ok();
+    let shown = || {
+        let shown = host.tool(&["projects", "show", "acme"]).ok().out;
+        ["token public keys", "token audience", "token issuer"]
+            .map(|name| shown.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())))
+    };
+    assert_eq!(shown(), ["1", "acme", "https://id.example"].map(|text| Some(text.to_owned())));
+    let projects = root.get("/api/v1/admin/projects").expect(200);
+    let acme = projects.as_array().unwrap().iter().find(|project| project["name"] == "acme").unwrap();
+    let key = &acme["tokens"]["public_keys"][0];
+    assert_eq!((&key["algorithm"], &key["public_key"]), (&json!("EdDSA"), &json!(PUBLIC_KEY.trim())));
+
+    let update = |words: &[&str]| host.tool(&[&["projects", "update", "acme"], words].concat()).ok();
+    let key = "EdDSA=key.pem";
+    update(&["--public-key", key, "--public-key", key, "--token-issuer", "none"]);
+    assert_eq!(shown(), [Some("2".to_owned()), Some("acme".to_owned()), None]);
+    update(&["--no-public-keys", "--token-audience", "none"]);
+    assert_eq!(shown(), [None, None, None]);
+    for (words, part) in [
+        (&["--public-key", "key.pem"][..], "EdDSA=FILE"),
+        (&["--public-key", "HS256=key.pem"], "EdDSA=FILE"),
+        (&["--public-key", "RS256=key.pem"], "key.pem must be a public key"),
+        (&["--public-key", "EdDSA=private.pem"], "private.pem must hold the public part alone"),
+        (&["--public-key", "EdDSA=absent.pem"], "cannot read absent.pem"),
+        (&["--public-key", key, "--no-public-keys"], "--no-public-keys"),
+        (&["--token-audience", ""], "--token-audience"),
+        (&["--limit-total", "often"], "--limit-total"),
+        (&[["--public-key", key]; 11].concat(), "at most 10 times"),
+    ] {
+        host.assert_refused(&[&["projects", "update", "acme"], words].concat(), part);
+    }
+    server.stop();
+}
+
+fn limits_that_the_host_sets_count(host: &Host) {
+    let mut server = host.start(&[]);
+    let own = host.key(&["--project", "acme", "--limit-reads", "off"]);
+    let follower = host.key(&["--project", "acme"]);
+    host.tool(&["projects", "update", "acme", "--limit-reads", "1/day"]).ok();
+    soon(&server, &follower, 429);
+    assert_eq!(status(&server, &own), 200, "the host may give more than the project has");
+    let update = |words: &[&str]| host.tool(&[&["keys", "update"], words].concat()).ok();
+    update(&[id(&own), "--limit-reads", "none"]);
+    update(&[id(&follower), "--limit-reads", "off"]);
+    soon(&server, &follower, 200);
+    soon(&server, &own, 429);
+
+    // One budget for all of them together, whatever their own limits are.
+    let shown = || host.tool(&["projects", "show", "acme"]).ok().out;
+    host.tool(&["projects", "update", "acme", "--limit-total", "1/day"]).ok();
+    assert!(shown().lines().any(|line| line.starts_with("limit in total") && line.ends_with("1/day")), "{}", shown());
+    soon(&server, &follower, 429);
+    host.tool(&["projects", "update", "acme", "--limit-total", "none"]).ok();
+    soon(&server, &follower, 200);
+    assert!(!shown().contains("limit in total"));
+    server.stop();
+}
+
+/// The database without room for audit events.
+fn refuse_events(host: &Host) {
+    let file = rusqlite::Connection::open(host.folder.path().join("chatstore.db")).unwrap();
+    file.execute_batch("create trigger t before insert on audit_events begin select raise(abort, 'no'); end").unwrap();
+}
+
+#[test]
+fn a_secret_is_shown_also_where_it_cannot_be_noted() {
+    let host = Host::sqlite();
+    let old = host.key(&[]);
+    refuse_events(&host);
+    let shown = |words: &[&str]| {
+        let made = host.tool(words);
+        assert_eq!(made.status.code(), Some(1), "{}", made.err);
+        assert!(made.err.lines().last().unwrap().contains("could not be noted in the audit log"), "{}", made.err);
+        made.out.trim().to_owned()
+    };
+    let made = shown(&["keys", "create", "--name", "n"]);
+    let rotated = shown(&["keys", "rotate", id(&old), "--grace", "0s"]);
+    assert_eq!(shown(&["projects", "token-secret", "default"]).len(), 43);
+    let mut server = host.start(&[]);
+    assert_eq!([&made, &rotated, &old].map(|key| status(&server, key)), [200, 200, 401]);
+    server.stop();
+}
+
+#[test]
+fn the_first_key_is_shown_also_where_it_cannot_be_noted() {
+    let host = Host::sqlite();
+    host.tool(&["migrate", "up"]).ok();
+    refuse_events(&host);
+    let mut command = serve(host.folder.path());
+    command.env("DATABASE_URL", host.database_url());
+    let mut server = Server::spawn(command);
+    assert_eq!(status(&server, &shown_key(&server.process.err)), 200);
+    server.stop();
+    assert!(server.log().iter().any(|line| line["level"] == "ERROR" && line.to_string().contains("first key")));
+}
+
 /// Each of these as a test on either engine.
 macro_rules! on_both_engines {
     ($($name:ident),* $(,)?) => {
@@ -405,4 +521,6 @@ on_both_engines! {
     the_audit_log_shows_what_was_done_here_and_over_http,
     limits_come_from_the_environment,
     a_user_token_opens_what_it_says,
+    a_project_is_told_whose_tokens_it_believes,
+    limits_that_the_host_sets_count,
 }

@@ -162,7 +162,7 @@ pub struct CreateApiKeyRequest {
     /// The same as seconds from now.
     #[serde(default)]
     expires_in_seconds: Field<i64>,
-    /// Its own rates, within those that it would follow; an operator sets any.
+    /// Its own rates, within those that it would follow; an operator sets any, and then nobody else changes them.
     #[serde(default)]
     #[schemars(with = "Option<LimitsRequest>")]
     limits: Field<Object<LimitsRequest>>,
@@ -193,7 +193,8 @@ pub struct UpdateApiKeyRequest {
     #[serde(default)]
     #[schemars(schema_with = "optional_time")]
     expires_at: Field<Timestamp>,
-    /// Its own rates, within those that it would follow; an operator sets any. Null takes them away.
+    /// Its own rates, within those that it would follow; an operator sets any, and then nobody else changes them. Null
+    /// takes them away.
     #[serde(default)]
     #[schemars(with = "Option<LimitsRequest>")]
     limits: Field<Object<LimitsRequest>>,
@@ -253,6 +254,8 @@ impl CreateApiKeyRequest {
             expires_at,
             settings: KeySettings {
                 limits: check_limits(self.limits, &mut errors).unwrap_or_default(),
+                // The handler knows who sets them.
+                limits_by_operator: false,
                 allowed_origins: check_origins(self.allowed_origins, &mut errors).unwrap_or_default(),
                 allowed_addresses: check_addresses(self.allowed_addresses, &mut errors).unwrap_or_default(),
             },
@@ -273,6 +276,7 @@ impl UpdateApiKeyRequest {
             scopes: scopes.map(|names| check_scopes(&names, &mut errors)),
             expires_at: self.expires_at.change(),
             limits: check_limits(self.limits, &mut errors),
+            limits_by_operator: None,
             allowed_origins: check_origins(self.allowed_origins, &mut errors),
             allowed_addresses: check_addresses(self.allowed_addresses, &mut errors),
         };

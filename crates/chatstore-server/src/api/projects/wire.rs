@@ -6,13 +6,14 @@ use chatstore_core::limits::{NAME_BYTES_MAX, TOKEN_KEY_BYTES_MAX, TOKEN_KEYS_MAX
 use chatstore_core::projects::{
     Project, ProjectPatch, ProjectSettings, ProjectUsage, TokenAlgorithm, TokenPublicKey, TokenSettings,
 };
+use chatstore_core::rates::ClassRates;
 use chatstore_core::store::Quotas;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::check_id;
-use crate::api::limits::{LimitsRequest, LimitsResponse, check_limits, check_name};
+use crate::api::limits::{ProjectLimitsRequest, ProjectLimitsResponse, check_name};
 use crate::auth::check_public_key;
 use crate::body::{Body, Field, Object};
 use crate::error::{ApiError, FieldError};
@@ -26,8 +27,8 @@ pub struct ProjectResponse {
     project_id: ProjectId,
     /// Its name, unique in the installation.
     name: String,
-    /// Rates of its keys and users; what is null follows the settings of the installation.
-    limits: LimitsResponse,
+    /// Rates of each of its keys and users, and of all together.
+    limits: ProjectLimitsResponse,
     /// How much it may hold; what is null follows the settings of the installation.
     quotas: QuotasResponse,
     /// Whose user tokens it believes, beside those that are signed with a secret.
@@ -104,7 +105,7 @@ impl ProjectResponse {
 
     /// The project, with its secrets as of `now`.
     pub(super) fn new(project: Project, now: Timestamp) -> Self {
-        let ProjectSettings { limits, quotas, tokens } = project.settings;
+        let ProjectSettings { limits, total_limit, quotas, tokens } = project.settings;
         let public_keys = tokens.public_keys.into_iter().map(|key| PublicKeyResponse {
             key_id: key.key_id,
             algorithm: key.algorithm,
@@ -113,7 +114,7 @@ impl ProjectResponse {
         Self {
             project_id: project.project_id,
             name: project.name,
-            limits: limits.into(),
+            limits: ProjectLimitsResponse::new(limits, total_limit),
             quotas: QuotasResponse {
                 sessions_per_user: quotas.sessions_per_user,
                 messages_per_session: quotas.messages_per_session,
@@ -137,7 +138,7 @@ impl Example for ProjectResponse {
         json!({
             "project_id": "019b0f3e-4a00-7d52-8e11-2c6b9a0f1d38",
             "name": "travel",
-            "limits": {"reads": "600/minute", "writes": "60/minute burst 120", "search": null},
+            "limits": {"reads": "600/minute", "writes": "60/minute burst 120", "search": null, "total": "5000/minute"},
             "quotas": {"sessions_per_user": 1000, "messages_per_session": null, "project_bytes": 1_000_000_000},
             "tokens": {"public_keys": [], "audience": null, "issuer": null},
             "has_token_secret": true,
@@ -152,14 +153,14 @@ impl Example for ProjectResponse {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(extend("required" = ["name"]))]
 pub struct CreateProjectRequest {
-    /// Its name, unique in the installation: 1 to 200 bytes.
+    /// Its name, unique in the installation: 1 to 200 bytes, and no UUID.
     #[serde(default)]
     #[schemars(with = "String")]
     name: Field<String>,
-    /// Rates of its keys and users.
+    /// Rates of each of its keys and users, and of all together.
     #[serde(default)]
-    #[schemars(with = "Option<LimitsRequest>")]
-    limits: Field<Object<LimitsRequest>>,
+    #[schemars(with = "Option<ProjectLimitsRequest>")]
+    limits: Field<Object<ProjectLimitsRequest>>,
     /// How much it may hold.
     #[serde(default)]
     #[schemars(with = "Option<QuotasRequest>")]
@@ -173,14 +174,14 @@ pub struct CreateProjectRequest {
 /// Changes to a project: only the keys that are present change, each as a whole; null takes all of it away.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct UpdateProjectRequest {
-    /// Its name, unique in the installation: 1 to 200 bytes.
+    /// Its name, unique in the installation: 1 to 200 bytes, and no UUID.
     #[serde(default)]
     #[schemars(with = "String")]
     name: Field<String>,
-    /// Rates of its keys and users.
+    /// Rates of each of its keys and users, and of all together.
     #[serde(default)]
-    #[schemars(with = "Option<LimitsRequest>")]
-    limits: Field<Object<LimitsRequest>>,
+    #[schemars(with = "Option<ProjectLimitsRequest>")]
+    limits: Field<Object<ProjectLimitsRequest>>,
     /// How much it may hold.
     #[serde(default)]
     #[schemars(with = "Option<QuotasRequest>")]
@@ -246,6 +247,11 @@ impl Example for UpdateProjectRequest {
 }
 
 impl CreateProjectRequest {
+    /// Whether it says who signs tokens.
+    pub(super) fn is_about_tokens(&self) -> bool {
+        is_given(&self.tokens)
+    }
+
     /// The settings of the new project, and its name.
     pub(super) fn check(self) -> Result<ProjectPatch, ApiError> {
         let mut errors = Vec::new();
@@ -258,6 +264,11 @@ impl CreateProjectRequest {
 }
 
 impl UpdateProjectRequest {
+    /// Whether it says who signs tokens.
+    pub(super) fn is_about_tokens(&self) -> bool {
+        is_given(&self.tokens)
+    }
+
     /// Whether it changes what only an operator decides.
     pub(super) fn is_for_operators(&self) -> bool {
         self.name != Field::Absent || is_given(&self.limits) || is_given(&self.quotas)
@@ -266,9 +277,19 @@ impl UpdateProjectRequest {
     pub(super) fn check(self, mut errors: Vec<FieldError>) -> Result<ProjectPatch, ApiError> {
         let name = self.name.not_null("/name", &mut errors);
         check_name(name.as_deref(), &mut errors);
+        // The id of a deleted project takes the place of its name.
+        if name.as_deref().and_then(ProjectId::parse).is_some() {
+            errors.push(FieldError::new("/name", "must not be a UUID: those are ids of projects"));
+        }
+        let limits = self.limits.change().map(|limits| match limits {
+            Some(Object(limits)) => limits.check(&mut errors),
+            None => (ClassRates::default(), None),
+        });
+        let (limits, total_limit) = limits.unzip();
         let patch = ProjectPatch {
             name,
-            limits: check_limits(self.limits, &mut errors),
+            limits,
+            total_limit,
             quotas: self.quotas.change().map(|quotas| check_quotas(quotas, &mut errors)),
             tokens: self.tokens.change().map(|tokens| check_tokens(tokens, &mut errors)),
         };

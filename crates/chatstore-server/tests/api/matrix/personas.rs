@@ -1,10 +1,14 @@
 //! Every route × everybody who may call it: what each is answered follows from the route's `Access` alone.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Method;
 use chatstore_core::api_keys::{KeyScopes, Permission};
 use chatstore_core::ids::ProjectId;
+use chatstore_core::projects::TokenSecret;
 use chatstore_server::access::AccessSettings;
+use chatstore_server::auth::{NewToken, mint};
 use chatstore_server::config::Secret;
 use chatstore_server::router::{Access, Route, routes};
 use serde_json::{Value, json};
@@ -60,7 +64,24 @@ async fn tied_key(app: &TestApp, ties: Value) -> Client {
     app.client(&text(&app.admin().post("/api/v1/admin/keys", body).await.expect(201)["secret"]))
 }
 
+/// A token that another project signed with a secret of its own, in the name of the default project.
+async fn forged_token(app: &TestApp) -> Client {
+    let mut project = app.store.get_project(app.other).await.unwrap().unwrap();
+    project.rotate_token_secret(Some(TokenSecret::generate(&app.ctx)), app.ctx.now(), app.ctx.now());
+    let secret = project.token_secrets[0];
+    app.store.rotate_token_secret(app.other, Some(secret), app.ctx.now(), app.ctx.now()).await.unwrap();
+    project.project_id = ProjectId::DEFAULT;
+    let now = app.ctx.now();
+    let expires_at = now.plus_micros(60_000_000);
+    let token = NewToken { user_id: "alice".to_owned(), scopes: KeyScopes::of_users(), session_ids: None, expires_at };
+    app.anon().with("authorization", format!("Bearer {}", mint(&project, None, &token, now).unwrap()))
+}
+
 async fn personas(app: &TestApp) -> Vec<Persona> {
+    let expired = token(app, json!({"user_id": "alice", "expires_in_seconds": 60})).await;
+    app.ctx.advance(Duration::from_secs(120));
+    let theirs = app.stranger().post("/api/v1/admin/tokens", json!({"user_id": "alice"})).await.expect(201);
+    let theirs = app.anon().with("authorization", format!("Bearer {}", text(&theirs["token"])));
     let of = async |project_id, scopes: &str| app.client(&app.key(project_id, scopes, None).await);
     let session = app.alice().new_session("n").await;
     let elsewhere = tied_key(app, json!({"allowed_addresses": ["203.0.113.0/24"]})).await;
@@ -73,6 +94,8 @@ async fn personas(app: &TestApp) -> Vec<Persona> {
         persona("an expired key", app.client(app.expired_key()), refused(401, "invalid_api_key")),
         persona("a revoked key", app.client(app.revoked_key()), refused(401, "invalid_api_key")),
         persona("a malformed token", app.anon().with("authorization", "Bearer a.b.c"), refused(401, "invalid_token")),
+        persona("an expired token", expired, refused(401, "invalid_token")),
+        persona("a token that another project forged", forged_token(app).await, refused(401, "invalid_token")),
         persona("a key of another address", elsewhere, refused(403, "address_not_allowed")),
         persona(
             "a key on a foreign page",
@@ -95,6 +118,7 @@ async fn personas(app: &TestApp) -> Vec<Persona> {
         persona("the root key", app.admin(), known(ALL)),
         persona("a bound key", app.alice(), user(ALL, false)),
         persona("a narrowed request", app.admin().with("x-user-id", "ada"), user(ALL, false)),
+        persona("a token of another project", theirs, user("read,write,delete,search", false)),
         persona("a token", token(app, json!({"user_id": "alice"})).await, user("read,write,delete,search", false)),
         persona(
             "a token that reads",
@@ -119,6 +143,12 @@ fn refusal(persona: &Persona, route: &Route) -> Option<(u16, &'static str)> {
         // An import may be a user's own.
         Standing::Known { speaks_for_user: true, .. }
             if matches!(permission, Permission::Admin | Permission::Operator) && route.doc.id != "import_sessions" =>
+        {
+            insufficient
+        }
+        // Whoever decides what signs tokens can sign any.
+        Standing::Known { scopes, .. }
+            if route.doc.id == "rotate_token_secret" && !scopes.contain(KeyScopes::of_users()) =>
         {
             insufficient
         }
