@@ -91,6 +91,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let background = tokio::time::timeout(WORKER_TIMEOUT, async { tokio::join!(worker, last_uses) });
     let events = tokio::time::timeout(WORKER_TIMEOUT, app.audit.finish());
     let (background, events) = tokio::join!(background, events);
+    // With it goes this server's entry in Redis, if it has one.
+    drop(app);
     if background.is_err() {
         tracing::warn!("the background work took too long to end; the next start makes up for it");
     }

@@ -101,7 +101,9 @@ async fn deletes_and_administration_wait_where_others_are_turned_away(app: TestA
         let admin = admin.clone();
         async move { admin.get(SESSIONS).await }
     });
-    while soon(&session).await.is_some() {}
+    while soon(&session).await.is_some() {
+        tokio::task::yield_now().await;
+    }
     // While somebody waits and nobody is done, the wait that is foreseen for others grows.
     let mut waiting = JoinSet::new();
     let (client, path) = (admin.clone(), session.clone());
