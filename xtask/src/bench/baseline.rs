@@ -67,6 +67,7 @@ impl<'a> Inserts<'a> {
         Ok(Self {
             update: connection.prepare(
                 "update sessions set last_seq = last_seq + 1, message_count = message_count + 1, \
+                 stored_bytes = stored_bytes + 100, \
                  updated_at = updated_at + 1, last_message_at = updated_at + 1 where session_id = ? \
                  returning (session_no << 32) + last_seq",
             )?,
@@ -113,7 +114,7 @@ mod tests {
         for migration in migrations {
             connection.execute_batch(&fs::read_to_string(migration).unwrap()).unwrap();
         }
-        let seed = "insert into projects values (x'01', 'default', 0);
+        let seed = "insert into projects (project_id, name, created_at) values (x'01', 'default', 0);
             insert into sessions (session_id, project_id, session_name, is_favorite, metadata, last_seq,
                 message_count, version, created_at, updated_at, updated_hour, active_hour)
             values (x'0a', x'01', 'a', 0, '{}', 1, 1, 1, 0, 0, 0, 0), (x'0b', x'01', 'b', 0, '{}', 0, 0, 1, 0, 0, 0, 0);
