@@ -259,7 +259,7 @@ impl QuotaArgs {
 /// From where a key may be used.
 #[derive(Args)]
 pub(crate) struct PlaceArgs {
-    /// An origin such as https://app.example from which a browser may use it; may be given more than once. `none` is
+    /// An origin such as `https://app.example` from which a browser may use it; may be given more than once. `none` is
     /// every one.
     #[arg(long = "origin", value_name = "ORIGIN")]
     origins: Vec<String>,
