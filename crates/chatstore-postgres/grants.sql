@@ -10,5 +10,5 @@ grant select, insert on audit_events to :"role";
 grant select, insert, update, delete
     on projects, api_keys, sessions, session_metadata, messages, session_erasures,
         message_texts, text_index, embedding_models, message_embeddings, embedding_jobs, embedding_source,
-        retired_embedding_models, reindexes
+        retired_embedding_models, reindexes, idempotency_records
     to :"role";

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::idempotency::{Answered, Claim};
 use crate::ids::ProjectId;
 use crate::page::{KeyPosition, Page, PageRequest};
 use crate::projects::Project;
@@ -325,8 +326,9 @@ impl Authority {
 /// A key of a deleted project is absent for every one of them.
 #[async_trait]
 pub trait ApiKeyStore: Send + Sync {
-    /// Stores a key. `NotFound` if there is no such project.
-    async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError>;
+    /// Stores a key. `NotFound` if there is no such project. The claim's record names the key; a replay gives it as it is
+    /// now.
+    async fn create_api_key(&self, key: ApiKey, claim: Option<&Claim>) -> Result<Answered<ApiKey>, StoreError>;
 
     /// Stores a key if there has never been one; tells whether it did. Of several callers at
     /// once, one succeeds.
@@ -358,6 +360,7 @@ pub trait ApiKeyStore: Send + Sync {
 
     /// Gives a key a new secret; the one before stays valid until `previous_expires_at`. A secret that was rotated
     /// away before is no longer valid. `Conflict` on `revoked_at` if the key is revoked.
+    /// The claim's record names the key; a replay gives it as it is now.
     async fn rotate_api_key(
         &self,
         authority: &Authority,
@@ -365,7 +368,8 @@ pub trait ApiKeyStore: Send + Sync {
         digest: KeyDigest,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<ApiKey, StoreError>;
+        claim: Option<&Claim>,
+    ) -> Result<Answered<ApiKey>, StoreError>;
 
     /// Revokes a key; a key already revoked stays as it is.
     async fn revoke_api_key(&self, authority: &Authority, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError>;

@@ -18,6 +18,12 @@ impl From<u16> for Bucket {
     }
 }
 
+impl From<[u8; 2]> for Bucket {
+    fn from(bytes: [u8; 2]) -> Self {
+        Self(u16::from_be_bytes(bytes))
+    }
+}
+
 impl Bucket {
     /// The bucket of all sessions of one user: the first two bytes of
     /// SHA-256(`"user"`, project id, user id), big-endian.
@@ -128,6 +134,38 @@ id_type! {
     AuditEventId
 }
 
+impl SessionId {
+    /// Reads the form of the Conversations wire, `conv_` and 32 hexadecimal digits.
+    pub fn parse_conversation_id(text: &str) -> Option<Self> {
+        parse_hex(text.strip_prefix("conv_")?).map(Self)
+    }
+
+    /// The form of the Conversations wire.
+    pub fn to_conversation_id(self) -> String {
+        format!("conv_{}", self.0.simple())
+    }
+}
+
+impl MessageId {
+    /// Reads the form of the Conversations wire, a prefix that names a type, `_` and 32 hexadecimal digits: `msg_…`.
+    pub fn parse_item_id(text: &str) -> Option<Self> {
+        let (prefix, digits) = text.rsplit_once('_')?;
+        let is_word = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        if is_word { parse_hex(digits).map(Self) } else { None }
+    }
+
+    /// The form of the Conversations wire.
+    pub fn to_item_id(self, prefix: &str) -> String {
+        format!("{prefix}_{}", self.0.simple())
+    }
+}
+
+/// 32 lower-case hexadecimal digits.
+fn parse_hex(digits: &str) -> Option<Uuid> {
+    let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if digits.len() == 32 && digits.bytes().all(is_hex) { Uuid::try_parse(digits).ok() } else { None }
+}
+
 impl ProjectId {
     /// The project named `default`, the same in every installation, so that ids keep their
     /// buckets when its data moves.
@@ -152,6 +190,30 @@ mod tests {
             "018f4e2a-7b1c-7def-8abc-0123456789aé",
         ] {
             assert_eq!(SessionId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_conversations_wire_writes_the_same_ids() {
+        let uuid = Uuid::try_parse("018f4e2a-7b1c-7def-8abc-0123456789ab").unwrap();
+        let (session_id, message_id) = (SessionId::from(uuid), MessageId::from(uuid));
+        assert_eq!(session_id.to_conversation_id(), "conv_018f4e2a7b1c7def8abc0123456789ab");
+        assert_eq!(SessionId::parse_conversation_id(&session_id.to_conversation_id()), Some(session_id));
+        assert_eq!(message_id.to_item_id("msg"), "msg_018f4e2a7b1c7def8abc0123456789ab");
+        for prefix in ["msg", "fc", "mcp_call"] {
+            assert_eq!(MessageId::parse_item_id(&message_id.to_item_id(prefix)), Some(message_id));
+        }
+        for text in [
+            "",
+            "msg_",
+            "018f4e2a7b1c7def8abc0123456789ab",
+            "_018f4e2a7b1c7def8abc0123456789ab",
+            "msg_018F4E2A7B1C7DEF8ABC0123456789AB",
+            "msg_018f4e2a7b1c7def8abc0123456789a",
+            "rs_abc",
+        ] {
+            assert_eq!(MessageId::parse_item_id(text), None, "{text}");
+            assert_eq!(SessionId::parse_conversation_id(text), None, "{text}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! JSON kept byte for byte, and the check for what both engines cannot hold.
 
+mod meaning;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -36,6 +38,14 @@ impl RawJson {
     /// Whether the value is an object.
     pub fn is_object(&self) -> bool {
         self.as_str().starts_with('{')
+    }
+
+    /// Whether both are the same value, in whatever order, spacing and escapes they are written: `1.0` is 1, and fractions
+    /// are the same if they are read as the same double. What is longer than 2 MiB or holds a number of 2^64 or more must be
+    /// the same text.
+    pub fn has_value_of(&self, other: &Self) -> bool {
+        self == other
+            || meaning::digest(self.as_str()).is_some_and(|digest| Some(digest) == meaning::digest(other.as_str()))
     }
 
     /// The object's top-level members that are strings, numbers or booleans, each as the text a
@@ -266,6 +276,45 @@ mod tests {
 
     fn fault(json: &str) -> Option<(String, Unstorable)> {
         find_unstorable(json.as_bytes())
+    }
+
+    #[test]
+    fn equal_values_are_equal_however_they_are_written() {
+        let json = |text: &str| RawJson::parse(text.to_owned()).unwrap();
+        let one = json(r#"{"a": [1, {"b":"\u00e9"}, -7, true, 1.5e0], "c":null}"#);
+        assert!(one.has_value_of(&json(r#"{"c":null,"a":[1,{"b":"é"},-7,true,1.50]}"#)));
+        for other in [
+            r#"{"a":[1,{"b":"é"},-7,true,1.5]}"#,
+            r#"{"c":null,"a":[2,{"b":"é"},-7,true,1.5]}"#,
+            r#"{"c":null,"a":[{"b":"é"},1,-7,true,1.5]}"#,
+            r#"{"c":null,"a":[1,{"b":"é"},-7,true,1.5,[]]}"#,
+            r#"{"c":"null","a":[1,{"b":"é"},-7,true,1.5]}"#,
+            r#"{"a":null,"c":[1,{"b":"é"},-7,true,1.5]}"#,
+        ] {
+            assert!(!one.has_value_of(&json(other)), "{other}");
+        }
+        for (a, b) in
+            [(r#"["ab","c"]"#, r#"["a","bc"]"#), ("[[],[]]", "[[[]]]"), (r#"{"a":{"b":1}}"#, r#"{"a":1,"b":1}"#)]
+        {
+            assert!(!json(a).has_value_of(&json(b)), "{a} {b}");
+        }
+        assert!(json("[1e999]").has_value_of(&json("[1e999]")));
+        assert!(!json("[1e999]").has_value_of(&json("[ 1e999]")), "no double comes near it");
+        for (number, other, is_same) in [
+            ("1767225600000.0", "1767225600000", true),
+            ("-1767225600000.0", "-1767225600000", true),
+            ("9007199254740992", "9007199254740992.0", true),
+            ("9007199254740993", "9007199254740992", false),
+            ("18446744073709551615", "18446744073709551614", false),
+            ("18446744073709551617", "18446744073709551618", false),
+            ("-18446744073709551617", "-18446744073709551618", false),
+        ] {
+            assert_eq!(json(number).has_value_of(&json(other)), is_same, "{number} {other}");
+            assert!(json(number).has_value_of(&json(number)));
+        }
+        let long = |space: &str| json(&format!("[{space}\"{}\"]", "x".repeat(2 << 20)));
+        assert!(long("").has_value_of(&long("")));
+        assert!(!long("").has_value_of(&long(" ")));
     }
 
     #[test]

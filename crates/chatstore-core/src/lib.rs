@@ -11,6 +11,7 @@ pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod embeddings;
+pub mod idempotency;
 pub mod ids;
 pub mod json;
 pub mod limits;

@@ -96,3 +96,23 @@ pub const ROTATION_GRACE_SECONDS_MAX: u64 = 30 * 86_400;
 pub const ERASE_SESSIONS_BATCH: u32 = 100;
 /// Audit events that are stored in one transaction.
 pub const AUDIT_EVENTS_BATCH_MAX: usize = 1_000;
+/// Most visible characters of an `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+/// For how long a key names its request, in seconds.
+pub const IDEMPOTENCY_SECONDS: u64 = 86_400;
+/// For how long a request is known by its body where a client's library retries it, in seconds.
+pub const SDK_RETRY_SECONDS: u64 = 30;
+/// How long a request waits for an earlier one of its kind that is not finished, in milliseconds.
+pub const IN_FLIGHT_WAIT_MS: u64 = 2_000;
+/// Expired records that are deleted in one transaction.
+pub const PURGE_RECORDS_BATCH: u32 = 250;
+/// Items that the Conversations wire takes at once.
+pub const CONVERSATION_ITEMS_MAX: usize = 20;
+/// Pairs of a conversation's metadata on that wire.
+pub const CONVERSATION_METADATA_PAIRS_MAX: usize = 16;
+/// Characters of a key in it.
+pub const CONVERSATION_METADATA_KEY_CHARS_MAX: usize = 64;
+/// Characters of a value in it.
+pub const CONVERSATION_METADATA_VALUE_CHARS_MAX: usize = 512;
+/// Bytes of it: as many pairs of as many characters, all of them escaped surrogate pairs.
+pub const CONVERSATION_METADATA_BYTES_MAX: usize = 128 * 1_024;

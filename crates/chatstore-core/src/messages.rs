@@ -1,14 +1,20 @@
 //! Messages: the items of a session, in order.
 
-use async_trait::async_trait;
-use serde_json::Value;
+mod prefix;
+mod text;
 
 use crate::clock::Timestamp;
 use crate::embeddings::NewEmbedding;
+use crate::idempotency::{Answered, Claim};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json::RawJson;
 use crate::page::{MessagePosition, Order, Page, PageRequest};
 use crate::store::{ExpectedVersion, Scope, StoreError};
+use async_trait::async_trait;
+
+use prefix::MESSAGE_PREFIX;
+pub use prefix::item_prefix;
+pub use text::payload_text;
 
 /// The kind of an ordinary message.
 pub const KIND_MESSAGE: &str = "message";
@@ -66,6 +72,23 @@ impl Message {
     pub fn bytes(&self) -> usize {
         let json = json_bytes(self.payload.as_ref()) + json_bytes(self.context.as_ref());
         FIXED_BYTES + self.content.len() + self.metadata.bytes() + json
+    }
+
+    /// Whether `name` names it: as its `external_id`, or as its id in the form of the Conversations wire, with the prefix
+    /// of its kind or that of messages.
+    pub fn is_named(&self, name: &str) -> bool {
+        let is_spelled = |prefix| name == self.message_id.to_item_id(prefix);
+        self.external_id.as_deref() == Some(name)
+            || MessageId::parse_item_id(name).is_some()
+                && (is_spelled(MESSAGE_PREFIX) || is_spelled(item_prefix(&self.kind)))
+    }
+}
+
+/// The sum of token counts, `None` while nobody gave one.
+pub fn plus_tokens(sum: Option<i64>, tokens: Option<i64>) -> Option<i64> {
+    match (sum, tokens) {
+        (sum, None) => sum,
+        (sum, Some(tokens)) => Some(sum.unwrap_or(0).saturating_add(tokens)),
     }
 }
 
@@ -154,6 +177,16 @@ impl NewMessage {
         FIXED_BYTES + self.content.len() + self.metadata.bytes() + json + vector
     }
 
+    /// Whether it says what `stored` says, in all that a client gives but vectors. JSON counts as equal if its values
+    /// are, however they are written.
+    pub fn says_what(&self, stored: &Message) -> bool {
+        (&self.role, &self.kind, &self.content) == (&stored.role, &stored.kind, &stored.content)
+            && (self.parent_id, self.status, self.token_count) == (stored.parent_id, stored.status, stored.token_count)
+            && same_json(self.payload.as_ref(), stored.payload.as_ref())
+            && same_json(Some(&self.metadata), Some(&stored.metadata))
+            && same_json(self.context.as_ref(), stored.context.as_ref())
+    }
+
     /// The message as it stands at place `seq`.
     pub fn into_message(self, project_id: ProjectId, session_id: SessionId, seq: i64, now: Timestamp) -> Message {
         Message {
@@ -176,6 +209,13 @@ impl NewMessage {
             updated_at: now,
             deleted_at: None,
         }
+    }
+}
+
+fn same_json(a: Option<&RawJson>, b: Option<&RawJson>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a == b || a.has_value_of(b),
+        (a, b) => a.is_none() && b.is_none(),
     }
 }
 
@@ -254,36 +294,6 @@ impl MessagePatch {
     }
 }
 
-/// The text projection of a structured item: what of it people read and search. It is the text of
-/// its content parts, summaries, arguments and outputs, in that order, a line each.
-pub fn payload_text(payload: &RawJson) -> String {
-    let Ok(item) = serde_json::from_str::<Value>(payload.as_str()) else {
-        return String::new();
-    };
-    let mut lines = Vec::new();
-    if let Value::String(text) = &item {
-        lines.push(text.as_str());
-    }
-    for key in ["name", "summary", "content", "text", "arguments", "output"] {
-        collect_text(item.get(key), &mut lines);
-    }
-    lines.join("\n")
-}
-
-fn collect_text<'a>(value: Option<&'a Value>, lines: &mut Vec<&'a str>) {
-    match value {
-        Some(Value::String(text)) if !text.is_empty() => lines.push(text),
-        Some(Value::Array(parts)) => {
-            for part in parts {
-                collect_text(Some(part).filter(|part| part.is_string()), lines);
-                collect_text(part.get("text"), lines);
-                collect_text(part.get("refusal"), lines);
-            }
-        }
-        _ => {}
-    }
-}
-
 /// Which messages of a session a list shows, and in which order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MessageQuery {
@@ -310,15 +320,28 @@ pub type MessagePage = Page<Message, MessagePosition>;
 #[async_trait]
 pub trait MessageStore: Send + Sync {
     /// Appends messages, all or none, at the next places, and moves the session's counters, in one
-    /// transaction. `Conflict` if an `external_id` is taken, `Invalid` if a parent stands in
-    /// another session.
+    /// transaction. One whose `external_id` names a message of the session already ([`Message::is_named`]) and that says
+    /// the same ([`NewMessage::says_what`]) is that message: it is given back as it stands, and not stored again;
+    /// [`StoreError::ExternalIdTaken`] if it says something else. `Invalid` if a parent stands in another session. The
+    /// claim's record names the session and the places of what is given back.
     async fn append_messages(
         &self,
         scope: &Scope,
         session_id: SessionId,
         messages: Vec<NewMessage>,
         now: Timestamp,
-    ) -> Result<Vec<Message>, StoreError>;
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Vec<Message>>, StoreError>;
+
+    /// The message of the session that `name` names ([`Message::is_named`]), the one with that `external_id` first. One
+    /// that is deleted is found by its message id, for it keeps its place: see `deleted_at`. `NotFound` if there is no
+    /// such session.
+    async fn find_message(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        name: &str,
+    ) -> Result<Option<Message>, StoreError>;
 
     /// The message, unless it or its session is deleted or outside the scope.
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError>;
@@ -352,28 +375,4 @@ pub trait MessageStore: Send + Sync {
         expected: ExpectedVersion,
         now: Timestamp,
     ) -> Result<Message, StoreError>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(payload: &str) -> String {
-        payload_text(&RawJson::parse(payload.to_owned()).unwrap())
-    }
-
-    #[test]
-    fn the_text_of_an_item_is_what_people_read() {
-        assert_eq!(text(r#"{"type":"message","content":"hi"}"#), "hi");
-        assert_eq!(
-            text(
-                r#"{"content":[{"type":"input_text","text":"a"},{"type":"image"},{"type":"refusal","refusal":"no"}]}"#
-            ),
-            "a\nno"
-        );
-        assert_eq!(text(r#"{"type":"function_call","name":"f","arguments":"{\"x\":1}"}"#), "f\n{\"x\":1}");
-        assert_eq!(text(r#"{"type":"reasoning","summary":[{"text":"because"}]}"#), "because");
-        assert_eq!(text(r#"{"type":"function_call_output","output":"42"}"#), "42");
-        assert_eq!(text("[1,2]"), "");
-    }
 }

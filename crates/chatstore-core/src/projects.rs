@@ -8,6 +8,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Ctx, Timestamp};
+use crate::idempotency::{Answered, Claim};
 use crate::ids::ProjectId;
 use crate::page::{Page, PageRequest, ProjectPosition};
 use crate::rates::{ClassRates, Rates};
@@ -207,8 +208,8 @@ pub struct ProjectUsage {
 /// What a store does with projects. These calls stand above tenants and are for operators.
 #[async_trait]
 pub trait ProjectStore: Send + Sync {
-    /// Stores a project; [`StoreError::Conflict`] if the name is taken.
-    async fn create_project(&self, project: Project) -> Result<Project, StoreError>;
+    /// Stores a project; [`StoreError::Conflict`] if the name is taken. The claim's record names it.
+    async fn create_project(&self, project: Project, claim: Option<&Claim>) -> Result<Answered<Project>, StoreError>;
 
     /// The project of this id, as it is now.
     async fn get_project(&self, project_id: ProjectId) -> Result<Option<Project>, StoreError>;
@@ -230,14 +231,15 @@ pub trait ProjectStore: Send + Sync {
         now: Timestamp,
     ) -> Result<Project, StoreError>;
 
-    /// [`Project::rotate_token_secret`].
+    /// [`Project::rotate_token_secret`]. The claim's record names the project; a replay gives it as it is now.
     async fn rotate_token_secret(
         &self,
         project_id: ProjectId,
         secret: Option<TokenSecret>,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Project, StoreError>;
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Project>, StoreError>;
 
     /// Deletes a project and gives it as it was: it and its keys are absent from now on, its name is free, its settings
     /// and secrets are gone. Its sessions are deleted by [`ProjectStore::erase_deleted_projects`]. The default project

@@ -3,8 +3,10 @@
 use async_trait::async_trait;
 
 use crate::clock::Timestamp;
+use crate::idempotency::{Answered, Claim};
 use crate::ids::{ProjectId, SessionId};
 use crate::json::RawJson;
+use crate::messages::{NewMessage, plus_tokens};
 use crate::page::{Order, Page, PageRequest, SessionPosition};
 use crate::store::{ExpectedVersion, Scope, StoreError};
 
@@ -107,6 +109,22 @@ impl NewSession {
             forked_from: None,
         }
     }
+
+    /// The same with its first messages in it.
+    pub fn with_messages(self, project_id: ProjectId, messages: &[NewMessage]) -> Session {
+        let session = self.into_session(project_id);
+        if messages.is_empty() {
+            return session;
+        }
+        let count = i64::try_from(messages.len()).unwrap_or(i64::MAX);
+        Session {
+            last_seq: count,
+            message_count: count,
+            token_count: messages.iter().fold(None, |sum, message| plus_tokens(sum, message.token_count)),
+            last_message_at: Some(session.created_at),
+            ..session
+        }
+    }
 }
 
 /// Changes to a session: only what is present changes.
@@ -193,9 +211,15 @@ pub type SessionPage = Page<Session, SessionPosition>;
 /// What a store does with sessions.
 #[async_trait]
 pub trait SessionStore: Send + Sync {
-    /// Stores a session. [`StoreError::Conflict`] if its `external_id` is taken by another of the
-    /// same project and user.
-    async fn create_session(&self, scope: &Scope, session: NewSession) -> Result<Session, StoreError>;
+    /// Stores a session and its first messages, all or none. [`StoreError::Conflict`] if its `external_id` is taken by
+    /// another of the same project and user; for the messages as `append_messages`. The claim's record names the session.
+    async fn create_session(
+        &self,
+        scope: &Scope,
+        session: NewSession,
+        messages: Vec<NewMessage>,
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Session>, StoreError>;
 
     /// The session, unless it is deleted or outside the scope.
     async fn get_session(&self, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, StoreError>;

@@ -8,6 +8,7 @@ use crate::api_keys::ApiKeyStore;
 use crate::archive::ArchiveStore;
 use crate::audit::AuditStore;
 use crate::embeddings::EmbeddingStore;
+use crate::idempotency::IdempotencyStore;
 use crate::ids::{Bucket, ProjectId};
 use crate::messages::MessageStore;
 use crate::page::CursorKey;
@@ -89,12 +90,12 @@ impl Scope {
     }
 
     /// Where a new session of `user_id` is placed: with the user's others; without a user by the
-    /// id it brought, else anywhere (`random`).
-    pub fn bucket(&self, user_id: Option<&str>, external_id: Option<&str>, random: [u8; 2]) -> Bucket {
+    /// id it brought, else `elsewhere`: anywhere, or where the record of its request is.
+    pub fn bucket(&self, user_id: Option<&str>, external_id: Option<&str>, elsewhere: impl Into<Bucket>) -> Bucket {
         match (user_id, external_id) {
             (Some(user_id), _) => Bucket::of_user(self.project_id, user_id),
             (None, Some(external_id)) => Bucket::of_external_id(self.project_id, external_id),
-            (None, None) => Bucket::from(u16::from_be_bytes(random)),
+            (None, None) => elsewhere.into(),
         }
     }
 }
@@ -112,6 +113,22 @@ pub enum StoreError {
         /// The field whose value another row holds.
         field: &'static str,
     },
+    /// The external id of one of several messages belongs to another message of the session, which says something else,
+    /// or to another of them.
+    #[error("the external id of message {n} is taken")]
+    ExternalIdTaken {
+        /// Which, from 0.
+        n: usize,
+    },
+    /// The key of this request has named another one: its body differs.
+    #[error("the idempotency key is of another request")]
+    KeyReused,
+    /// An earlier request of this kind, or one that holds what it needs, is not finished; nothing was written.
+    #[error("an earlier request is in flight")]
+    InFlight,
+    /// What an earlier request of this kind made is deleted.
+    #[error("gone")]
+    Gone,
     /// The row has another version than the caller demanded.
     #[error("the version is {current}")]
     VersionMismatch {
@@ -196,7 +213,15 @@ pub struct StoreStats {
 /// A durable chat store: what the server needs of an engine.
 #[async_trait]
 pub trait Store:
-    SessionStore + MessageStore + ApiKeyStore + ProjectStore + AuditStore + ArchiveStore + SearchStore + EmbeddingStore
+    SessionStore
+    + MessageStore
+    + IdempotencyStore
+    + ApiKeyStore
+    + ProjectStore
+    + AuditStore
+    + ArchiveStore
+    + SearchStore
+    + EmbeddingStore
 {
     /// Whether the store can be read and written now; the reason if not.
     async fn check(&self) -> Result<(), StoreError>;

@@ -7,6 +7,7 @@ use chatstore_core::api_keys::{
     ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest, KeyScopes, KeySettings, PreviousDigest,
 };
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::{KeyPosition, Page, PageRequest, PageStart};
 use chatstore_core::projects::Project;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::columns::{time_column, time_column_opt};
+use crate::idempotency::claim_first;
 use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::projects::{is_live_project, keep_project, project_columns, project_row};
@@ -115,8 +117,17 @@ pub(crate) const STATEMENTS: &[&str] = &[
 
 #[async_trait]
 impl ApiKeyStore for PostgresStore {
-    async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
-        self.pool.write(key, async |db, key| insert(&db, &key).await).await
+    async fn create_api_key(&self, key: ApiKey, claim: Option<&Claim>) -> Result<Answered<ApiKey>, StoreError> {
+        self.pool
+            .write((key, claim.cloned()), async |db, input| {
+                let (key, claim) = &*input;
+                if let Some(record) = claim_first(&db, claim.as_ref(), key.key_id.as_str()).await? {
+                    return Ok(Answered::replay(find(&db, &record.target).await?.ok_or(StoreError::Gone)?));
+                }
+                insert(&db, key).await?;
+                Ok(Answered::first(key.clone()))
+            })
+            .await
     }
 
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
@@ -196,10 +207,17 @@ impl ApiKeyStore for PostgresStore {
         digest: KeyDigest,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<ApiKey, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<ApiKey>, StoreError> {
+        let input = (*authority, key_id.to_owned(), digest, previous_expires_at, now, claim.cloned());
         self.pool
-            .write((*authority, key_id.to_owned(), digest, previous_expires_at, now), async |db, input| {
-                let (authority, key_id, digest, previous_expires_at, now) = &*input;
+            .write(input, async |db, input| {
+                let (authority, key_id, digest, previous_expires_at, now, claim) = &*input;
+                if let Some(record) = claim_first(&db, claim.as_ref(), key_id.as_str()).await? {
+                    let key = find(&db, &record.target).await?.ok_or(StoreError::NotFound)?;
+                    authority.check(&key)?;
+                    return Ok(Answered::replay(key));
+                }
                 let mut key = lock(&db, authority, key_id).await?;
                 if key.revoked_at.is_some() {
                     return Err(StoreError::Conflict { field: "revoked_at" }.into());
@@ -213,7 +231,7 @@ impl ApiKeyStore for PostgresStore {
                     key.updated_at.as_micros(),
                 ];
                 db.execute(ROTATE_API_KEY, params).await?;
-                Ok(key)
+                Ok(Answered::first(key))
             })
             .await
     }
@@ -251,6 +269,12 @@ impl ApiKeyStore for PostgresStore {
             })
             .await
     }
+}
+
+/// The key as it is now, unless its project is deleted.
+async fn find(db: &Db, key_id: &str) -> Result<Option<ApiKey>, Failure> {
+    let row = db.query_opt(SELECT_API_KEY, params![key_id]).await?;
+    row.map(|row| api_key_row(&row)).transpose()
 }
 
 /// The key, held until the transaction ends, if the authority covers it.

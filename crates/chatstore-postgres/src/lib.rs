@@ -11,6 +11,7 @@ mod columns;
 mod connect;
 mod embeddings;
 mod error;
+mod idempotency;
 mod messages;
 mod migrate;
 mod params;

@@ -7,11 +7,12 @@ pub(crate) mod insert;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::{
-    Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage,
+    Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage, plus_tokens,
 };
 use chatstore_core::page::{MessagePosition, Order, Page, PageRequest, PageStart};
 use chatstore_core::sessions::SessionStore as _;
@@ -25,6 +26,7 @@ use crate::params::params;
 use crate::pool::{Db, Failure};
 use crate::search::texts::read_texts;
 use crate::sessions::is_live;
+use append::named::find_named;
 use derived::{MessageKey, delete_derived, renew_derived};
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
@@ -113,11 +115,23 @@ impl MessageStore for PostgresStore {
         session_id: SessionId,
         messages: Vec<NewMessage>,
         now: Timestamp,
-    ) -> Result<Vec<Message>, StoreError> {
-        if messages.is_empty() {
-            return self.get_session(scope, session_id).await?.map(|_| Vec::new()).ok_or(StoreError::NotFound);
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Vec<Message>>, StoreError> {
+        if messages.is_empty() && claim.is_none() {
+            let session = self.get_session(scope, session_id).await?;
+            return session.map(|_| Answered::first(Vec::new())).ok_or(StoreError::NotFound);
         }
-        self.appender.append(scope.clone(), session_id, messages, now).await
+        self.appender.append(scope.clone(), session_id, messages, now, claim.cloned()).await
+    }
+
+    async fn find_message(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        name: &str,
+    ) -> Result<Option<Message>, StoreError> {
+        let named = (scope, session_id, name);
+        self.pool.read(named, async |db, named| find_named(&db, named.0, named.1, named.2).await).await
     }
 
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -354,14 +368,6 @@ pub(crate) async fn lock_message(
     };
     let message = find_message(db, scope, message_id).await?.ok_or(StoreError::NotFound)?;
     Ok((counters, message))
-}
-
-/// The sum of token counts, `None` while nobody gave one.
-pub(crate) fn plus_tokens(sum: Option<i64>, tokens: Option<i64>) -> Option<i64> {
-    match (sum, tokens) {
-        (sum, None) => sum,
-        (sum, Some(tokens)) => Some(sum.unwrap_or(0).saturating_add(tokens)),
-    }
 }
 
 /// Reads a row of `message_columns!` of a known session.

@@ -24,15 +24,22 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql"), serves_from: 1 },
     Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 2 },
     Migration { version: 3, name: "access", sql: include_str!("../migrations/0003_access.sql"), serves_from: 3 },
+    Migration {
+        version: 4,
+        name: "idempotency",
+        sql: include_str!("../migrations/0004_idempotency.sql"),
+        serves_from: 4,
+    },
 ];
 
 /// What the migrations create; another program's tables of these names are left alone.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "api_keys",
     "audit_events",
     "embedding_jobs",
     "embedding_models",
     "embedding_source",
+    "idempotency_records",
     "installation",
     "message_embeddings",
     "message_texts",

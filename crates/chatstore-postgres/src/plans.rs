@@ -2,31 +2,23 @@
 //! tables that grew after it was prepared, and behind a pooler.
 
 mod access_lists;
+mod appends;
 mod explain;
 mod rows;
 mod searches;
 mod session_lists;
 
-use std::time::{Duration, Instant};
-
-use chatstore_core::clock::{Ctx, Timestamp};
-use chatstore_core::conformance::join_all;
 use chatstore_core::ids::{Bucket, ProjectId};
-use chatstore_core::json::RawJson;
-use chatstore_core::messages::{MessageStore as _, NewMessage};
-use chatstore_core::sessions::{NewSession, SessionStore as _};
-use chatstore_core::store::{Scope, Store as _};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::columns::bucket_value;
 use crate::embeddings::source::{DELETE_VECTORS_OF_RETIRED, HAS_VECTORS};
-use crate::messages::append::APPEND_BATCH;
 use crate::params::params;
-use crate::testing::{Cluster, Settings, TestDatabase, programs};
-use crate::{PostgresOptions, PostgresStore};
-use crate::{api_keys, archive, audit, embeddings, messages, projects, search, sessions};
+use crate::testing::TestDatabase;
+use crate::{api_keys, archive, audit, embeddings, idempotency, messages, projects, search, sessions};
 use access_lists::{OF_ACCESS, check_access_lists};
+use appends::check_batch;
 use explain::{Explained, Node, Planner, Planning};
 use rows::{ADA, Rows};
 use searches::check_searches;
@@ -41,6 +33,10 @@ fn statements() -> Vec<&'static str> {
         sessions::erase::STATEMENTS,
         messages::STATEMENTS,
         messages::append::STATEMENTS,
+        messages::append::alone::STATEMENTS,
+        messages::append::fresh::STATEMENTS,
+        messages::append::named::STATEMENTS,
+        idempotency::STATEMENTS,
         messages::insert::STATEMENTS,
         api_keys::STATEMENTS,
         projects::STATEMENTS,
@@ -137,6 +133,7 @@ async fn statements_walk_keys_among_a_million_messages() {
         };
         check_keys(&planner, except, &mut faults).await;
         check_batch(&planner, &rows, &mut faults).await;
+        check_purge_of_records(&planner, &mut faults).await;
     }
     for planning in [Planning::Once, Planning::Pooled] {
         check_searches(&Planner::connect(&database.url(), planning).await, &rows, &mut faults).await;
@@ -209,6 +206,7 @@ fn walks_key(node: &Node<'_>) -> bool {
         "embedding_jobs" => by(&["session_id"]) || by(&["project_id"]),
         "embedding_models" => by(&["model_id"]) || by(&["model"]) || by(&["project_id"]),
         "api_keys" => by(&["key_id"]) || by(&["project_id"]),
+        "idempotency_records" => by(&["claim_id"]),
         "projects" => by(&["project_id"]) || by(&["name"]),
         _ => false,
     }
@@ -239,6 +237,22 @@ async fn check_keys(planner: &Planner, except: &[&str], faults: &mut Vec<String>
         }
         let plan = planner.explain_generic(sql).await;
         faults.extend(fault_of_keys(sql, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));
+    }
+}
+
+/// The purge of records takes the first of those that have expired, and no more than it was told.
+async fn check_purge_of_records(planner: &Planner, faults: &mut Vec<String>) {
+    let plan = planner.explain(idempotency::DELETE_EXPIRED, params![i64::MAX, 250_i64]).await;
+    let nodes = plan.nodes();
+    let has = |kind: &str| nodes.iter().any(|node| node.kind() == kind);
+    let mut read = nodes.iter().filter(|node| node.reads());
+    let walks = read.all(|node| node.kind() == "Tid Scan" || node.walks_by("expires_at"));
+    if !walks || !has("Tid Scan") || !has("Limit") || has("Sort") {
+        faults.push(format!(
+            "{:?}: the purge of records\n  is no stretch of its index: {}",
+            planner.planning,
+            plan.shown()
+        ));
     }
 }
 
@@ -300,100 +314,4 @@ async fn check_exports(planner: &Planner, rows: &Rows, faults: &mut Vec<String>)
     let page = planner.run(archive::EXPORT_MESSAGES, params).await;
     faults.extend(fault_of_keys(archive::EXPORT_MESSAGES, &page));
     faults.extend(fault_of_pages(planner, archive::EXPORT_MESSAGES, &page, 120));
-}
-
-/// A batch of appends, each to another session.
-async fn check_batch(planner: &Planner, rows: &Rows, faults: &mut Vec<String>) {
-    let groups = &rows.sessions[..64];
-    let count = groups.len();
-    let texts = || vec![""; count];
-    let nothing = || vec![None::<&str>; count];
-    let now_us = || vec![groups[0].created_at; count];
-    let params = params![
-        groups.iter().map(|group| bucket_value(group.session_id.bucket())).collect::<Vec<_>>(),
-        groups.iter().map(|group| group.session_id.uuid()).collect::<Vec<_>>(),
-        groups.iter().map(|group| group.project_id.uuid()).collect::<Vec<_>>(),
-        nothing(),
-        vec![1_i64; count],
-        vec![Some(i64::MAX); count],
-        vec![None::<i64>; count],
-        vec![1_i64; count],
-        now_us(),
-        vec![0_i64; count],
-        (1_i32..).take(count).collect::<Vec<_>>(),
-        vec![1_i64; count],
-        groups.iter().map(|group| group.session_id.uuid()).collect::<Vec<_>>(),
-        vec![None::<Uuid>; count],
-        texts(),
-        texts(),
-        texts(),
-        texts(),
-        nothing(),
-        texts(),
-        nothing(),
-        nothing(),
-        vec![None::<i64>; count],
-        now_us(),
-        texts(),
-        vec![true; count],
-    ];
-    let plan = planner.explain(APPEND_BATCH, params).await;
-    faults.extend(fault_of_keys(APPEND_BATCH, &plan).map(|fault| format!("{:?}: {fault}", planner.planning)));
-}
-
-#[tokio::test]
-async fn an_append_is_a_heap_only_update() {
-    const SESSIONS: i64 = 200;
-    const ROUNDS: i64 = 20;
-    // A long transaction anywhere on a server keeps old versions, and so the room they take.
-    let cluster = Cluster::start(&programs(), Settings::fast()).expect("a server can be started");
-    let database = TestDatabase::create_on(&cluster.url("postgres")).await;
-    let store = PostgresStore::open(&PostgresOptions::new(database.url())).await.expect("a fresh database");
-    let noon = Timestamp::parse("2026-01-15T12:00:00Z").expect("a time");
-    // Well within an hour: the hours are indexed.
-    let (ctx, scope) = (Ctx::fixed(noon, 1_000, 7), Scope::project(ProjectId::DEFAULT));
-    let create = |n: i64| {
-        let created_at = ctx.now();
-        let new = NewSession {
-            session_id: ctx.new_session_id(created_at, Bucket::of_user(scope.project_id, &format!("user {n}"))),
-            user_id: Some(format!("user {n}")),
-            session_name: "a session".to_owned(),
-            is_favorite: false,
-            metadata: RawJson::empty_object(),
-            external_id: Some("the one".to_owned()),
-            created_at,
-        };
-        store.create_session(&scope, new)
-    };
-    let sessions = join_all((0..SESSIONS).map(create)).await;
-    let ids: Vec<_> = sessions.into_iter().map(|session| session.expect("it can be stored").session_id).collect();
-    for _ in 0..ROUNDS {
-        let append = |session_id| {
-            let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", "some words");
-            store.append_messages(&scope, session_id, vec![new], ctx.now())
-        };
-        for stored in join_all(ids.iter().copied().map(append)).await {
-            stored.expect("it can be appended");
-        }
-    }
-    store.close().await;
-    drop(store);
-    let (updates, heap_only) = updates_of_sessions(&owner(&database).await, SESSIONS * ROUNDS).await;
-    assert!(heap_only >= 0.95 * updates, "{heap_only} of {updates} updates are heap-only");
-}
-
-/// Updates of sessions, and how many of them were heap-only, once the server has counted all
-/// messages: it does so when a connection has ended.
-async fn updates_of_sessions(owner: &Client, messages: i64) -> (f64, f64) {
-    const COUNTED: &str = "select s.n_tup_upd::float8, s.n_tup_hot_upd::float8
-        from pg_stat_user_tables s, pg_stat_user_tables m
-        where s.relname = 'sessions' and m.relname = 'messages' and m.n_tup_ins = $1";
-    let began = Instant::now();
-    loop {
-        let row = owner.query_opt(COUNTED, &[&messages]).await.expect("statistics can be read");
-        if let Some(row) = row {
-            return (row.get(0), row.get(1));
-        }
-        assert!(began.elapsed() < Duration::from_secs(20), "the server has not counted {messages} messages");
-    }
 }

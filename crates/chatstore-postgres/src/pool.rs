@@ -204,7 +204,7 @@ impl Pool {
             match result {
                 Ok(value) => return Ok(value),
                 Err(Undone::Surely(failure)) => attempt.again(failure).await?,
-                Err(Undone::Perhaps(error)) => return Err(error),
+                Err(Undone::Perhaps(error, _)) => return Err(error),
             }
         }
     }
@@ -231,7 +231,7 @@ impl Pool {
                         drop((lease, permit));
                         attempt.again(failure).await?;
                     }
-                    Err(Undone::Perhaps(error)) => return Err(error),
+                    Err(Undone::Perhaps(error, _)) => return Err(error),
                 }
             }
         };
@@ -240,15 +240,15 @@ impl Pool {
 }
 
 /// Why a transaction has no result.
-pub(crate) enum Undone {
+pub(crate) enum Undone<T> {
     /// It was rolled back.
     Surely(Failure),
-    /// Its commit was not answered.
-    Perhaps(StoreError),
+    /// Its commit was not answered; the result, if it was made all the same.
+    Perhaps(StoreError, T),
 }
 
 /// Runs `run` in a transaction of its own.
-pub(crate) async fn transact<T, F, Fut>(lease: &mut Lease, deadline: Instant, run: F) -> Result<T, Undone>
+pub(crate) async fn transact<T, F, Fut>(lease: &mut Lease, deadline: Instant, run: F) -> Result<T, Undone<T>>
 where
     F: FnOnce(Arc<Db>) -> Fut,
     Fut: Future<Output = Result<T, Failure>>,
@@ -269,8 +269,8 @@ where
                 lease.rest();
                 Err(Undone::Surely(error.into()))
             }
-            Ok(Err(error)) => Err(Undone::Perhaps(unknown(&described(&error)))),
-            Err(_) => Err(Undone::Perhaps(unknown("no answer in time"))),
+            Ok(Err(error)) => Err(Undone::Perhaps(unknown(&described(&error)), value)),
+            Err(_) => Err(Undone::Perhaps(unknown("no answer in time"), value)),
         },
         Err(failure) => {
             lease.note(&failure);
@@ -348,7 +348,8 @@ pub(crate) fn too_slow() -> StoreError {
     StoreError::Unavailable { reason: "the database did not answer in time".to_owned() }
 }
 
-fn unknown(reason: &str) -> StoreError {
+/// What is said of a write that may be stored or not.
+pub(crate) fn unknown(reason: &str) -> StoreError {
     StoreError::Unavailable { reason: format!("the outcome of a commit is unknown: {reason}") }
 }
 

@@ -4,6 +4,7 @@ mod erase;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim, IdempotencyRecord};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::{Page, PageRequest, PageStart, ProjectPosition};
 use chatstore_core::projects::{Project, ProjectPatch, ProjectSettings, ProjectStore, ProjectUsage, TokenSecret};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use crate::PostgresStore;
 use crate::api_keys::revoke_keys_of_project;
 use crate::columns::{time_column, time_column_opt};
+use crate::idempotency::claim_first;
 use crate::params::params;
 use crate::pool::{Db, Failure};
 
@@ -103,10 +105,16 @@ pub(crate) const STATEMENTS: &[&str] = &[
 
 #[async_trait]
 impl ProjectStore for PostgresStore {
-    async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+    async fn create_project(&self, project: Project, claim: Option<&Claim>) -> Result<Answered<Project>, StoreError> {
         self.pool
-            .write(project, async |db, project| {
-                let (current, previous) = secrets(&project);
+            .write((project, claim.cloned()), async |db, input| {
+                let (project, claim) = &*input;
+                if let Some(record) = claim_first(&db, claim.as_ref(), project.project_id.to_string()).await? {
+                    let project_id = find_claimed(&db, &record).await?.project_id;
+                    let (created_at, updated_at) = (record.created_at, record.created_at);
+                    return Ok(Answered::replay(Project { project_id, created_at, updated_at, ..project.clone() }));
+                }
+                let (current, previous) = secrets(project);
                 let params = params![
                     project.project_id.uuid(),
                     project.name.as_str(),
@@ -118,7 +126,7 @@ impl ProjectStore for PostgresStore {
                     project.updated_at.as_micros(),
                 ];
                 db.execute(INSERT_PROJECT, params).await?;
-                Ok(Project::clone(&project))
+                Ok(Answered::first(project.clone()))
             })
             .await
     }
@@ -175,12 +183,18 @@ impl ProjectStore for PostgresStore {
         secret: Option<TokenSecret>,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Project, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Project>, StoreError> {
         self.pool
-            .write((project_id, secret, previous_expires_at, now), async |db, input| {
-                let (project_id, secret, previous_expires_at, now) = *input;
+            .write((project_id, secret, previous_expires_at, now, claim.cloned()), async |db, input| {
+                let (project_id, secret, previous_expires_at, now, claim) = &*input;
+                let (project_id, previous_expires_at, now) = (*project_id, *previous_expires_at, *now);
+                if claim_first(&db, claim.as_ref(), project_id.to_string()).await?.is_some() {
+                    let project = find(&db, SELECT_PROJECT, project_id).await?;
+                    return Ok(Answered::replay(project.ok_or(StoreError::NotFound)?));
+                }
                 let mut project = find(&db, LOCK_PROJECT, project_id).await?.ok_or(StoreError::NotFound)?;
-                project.rotate_token_secret(secret, previous_expires_at, now);
+                project.rotate_token_secret(*secret, previous_expires_at, now);
                 let (current, previous) = secrets(&project);
                 let params = params![
                     project_id.uuid(),
@@ -190,7 +204,7 @@ impl ProjectStore for PostgresStore {
                     project.updated_at.as_micros(),
                 ];
                 db.execute(UPDATE_TOKEN_SECRETS, params).await?;
-                Ok(project)
+                Ok(Answered::first(project))
             })
             .await
     }
@@ -234,6 +248,13 @@ impl ProjectStore for PostgresStore {
 pub(crate) async fn keep_project(db: &Db, project_id: ProjectId) -> Result<(), Failure> {
     let row = db.query_opt(KEEP_PROJECT, params![project_id.uuid()]).await?;
     row.map(drop).ok_or_else(|| StoreError::NotFound.into())
+}
+
+/// The project of a request that comes again, as it is now.
+async fn find_claimed(db: &Db, record: &IdempotencyRecord) -> Result<Project, Failure> {
+    let damaged = || StoreError::internal("a record cannot be read");
+    let project_id = ProjectId::parse(&record.target).ok_or_else(damaged)?;
+    Ok(find(db, SELECT_PROJECT, project_id).await?.ok_or(StoreError::Gone)?)
 }
 
 async fn find(db: &Db, sql: &str, project_id: ProjectId) -> Result<Option<Project>, Failure> {

@@ -1,13 +1,16 @@
 //! Sessions in PostgreSQL.
 
 mod columns;
+mod create;
 pub(crate) mod erase;
 pub(crate) mod list;
 pub(crate) mod metadata;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::SessionId;
+use chatstore_core::messages::NewMessage;
 use chatstore_core::page::{Page, PageRequest, SessionPosition};
 use chatstore_core::sessions::{
     NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
@@ -23,6 +26,7 @@ use crate::pool::{Db, Failure};
 use crate::projects::is_live_project;
 
 pub(crate) use columns::{is_live, session_columns};
+use create::Creation;
 use metadata::{delete_metadata, insert_metadata};
 
 /// Without effect in a project that is deleted.
@@ -31,8 +35,9 @@ macro_rules! insert_session {
         concat!(
             "insert into sessions
     (bucket, session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
-     token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from)
-    select $1, $2, p.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
+     token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from,
+     stored_bytes)
+    select $1, $2, p.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20
     from projects p where p.project_id = $3 and ",
             is_live_project!(),
             $otherwise
@@ -86,20 +91,15 @@ pub(crate) const STATEMENTS: &[&str] = &[
 
 #[async_trait]
 impl SessionStore for PostgresStore {
-    async fn create_session(&self, scope: &Scope, new: NewSession) -> Result<Session, StoreError> {
-        let session = new.into_session(scope.project_id);
-        if scope.user_id.is_some() && session.user_id != scope.user_id {
-            let detail = "is another than the caller speaks for".to_owned();
-            return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
-        }
-        self.pool
-            .write((scope.quotas, session), async |db, input| {
-                let (quotas, session) = &*input;
-                check_session_quota(&db, quotas, session).await?;
-                insert_session(&db, session).await?;
-                Ok(session.clone())
-            })
-            .await
+    async fn create_session(
+        &self,
+        scope: &Scope,
+        new: NewSession,
+        messages: Vec<NewMessage>,
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Session>, StoreError> {
+        let creation = Creation::new(scope, new, messages, claim, self.append_form).await?;
+        self.pool.write(creation, async |db, creation| creation.run(&db).await).await
     }
 
     async fn get_session(&self, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, StoreError> {
@@ -223,20 +223,20 @@ async fn lock_session(db: &Db, scope: &Scope, session_id: SessionId) -> Result<S
     Ok(find_session(db, LOCK_SESSION, scope, session_id).await?.ok_or(StoreError::NotFound)?)
 }
 
-/// Stores a session as it is.
-pub(crate) async fn insert_session(db: &Db, session: &Session) -> Result<(), Failure> {
-    match insert_row(db, INSERT_SESSION, session).await? {
+/// Stores a session as it is, whose messages hold `stored_bytes`.
+async fn insert_session(db: &Db, session: &Session, stored_bytes: i64) -> Result<(), Failure> {
+    match insert_row(db, INSERT_SESSION, session, stored_bytes).await? {
         true => Ok(()),
         false => Err(StoreError::NotFound.into()),
     }
 }
 
-/// Stores a session as it is, unless its id or external id is taken or its project is deleted; tells whether it did.
+/// Stores a session without messages as it is, unless its id or external id is taken or its project is deleted; tells whether it did.
 pub(crate) async fn insert_session_if_free(db: &Db, session: &Session) -> Result<bool, Failure> {
-    insert_row(db, INSERT_SESSION_IF_FREE, session).await
+    insert_row(db, INSERT_SESSION_IF_FREE, session, 0).await
 }
 
-async fn insert_row(db: &Db, sql: &str, session: &Session) -> Result<bool, Failure> {
+async fn insert_row(db: &Db, sql: &str, session: &Session, stored_bytes: i64) -> Result<bool, Failure> {
     require_home(session)?;
     let params = params![
         bucket_value(session.session_id.bucket()),
@@ -258,6 +258,7 @@ async fn insert_row(db: &Db, sql: &str, session: &Session) -> Result<bool, Failu
         session.sorted_by(SessionSort::LastMessageAt).hour(),
         session.deleted_at.map(Timestamp::as_micros),
         session.forked_from.map(SessionId::uuid),
+        stored_bytes,
     ];
     if db.execute(sql, params).await? == 0 {
         return Ok(false);

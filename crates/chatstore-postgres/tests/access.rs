@@ -21,7 +21,7 @@ use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore, migrate};
 use tokio_postgres::{Client, NoTls};
 
 /// Takes the third step of the schema back.
-const UNDO_ACCESS: &str = "delete from schema_migrations where version = 3; drop table audit_events; \
+const UNDO_ACCESS: &str = "delete from schema_migrations where version > 2; drop table audit_events, idempotency_records; \
     drop index api_keys_created, api_keys_project; alter table sessions drop column stored_bytes; \
     alter table api_keys drop column previous_digest, drop column previous_expires_at, drop column settings, \
         drop column updated_at; \
@@ -79,7 +79,7 @@ impl Engine {
     async fn project(&self, name: &str) -> Scope {
         let now = self.ctx.now();
         let project = Project::new(self.ctx.new_project_id(now), name, now);
-        Scope::project(self.store.create_project(project).await.unwrap().project_id)
+        Scope::project(self.store.create_project(project, None).await.unwrap().value.project_id)
     }
 
     fn new_session(&self, scope: &Scope) -> NewSession {
@@ -96,7 +96,7 @@ impl Engine {
     }
 
     async fn session(&self, scope: &Scope) -> Session {
-        self.store.create_session(scope, self.new_session(scope)).await.unwrap()
+        self.store.create_session(scope, self.new_session(scope), Vec::new(), None).await.unwrap().value
     }
 
     /// A message with something in every field that counts, or in few.
@@ -111,7 +111,8 @@ impl Engine {
     }
 
     async fn append(&self, scope: &Scope, session: &Session, new: Vec<NewMessage>) -> Result<Vec<Message>, StoreError> {
-        self.store.append_messages(scope, session.session_id, new, self.ctx.now()).await
+        let answered = self.store.append_messages(scope, session.session_id, new, self.ctx.now(), None).await;
+        answered.map(|answered| answered.value)
     }
 
     /// A conversation of which some messages are deleted, from somewhere else.
@@ -195,7 +196,7 @@ async fn a_migration_counts_what_is_there() {
     let default = Scope::project(ProjectId::DEFAULT);
     let key =
         ApiKey::new(&PresentedKey::generate(&engine.ctx), scope.project_id, "k", KeyScopes::all(), engine.ctx.now());
-    store.create_api_key(key.clone()).await.unwrap();
+    store.create_api_key(key.clone(), None).await.unwrap();
     for scope in [&scope, &default] {
         for _ in 0..3 {
             store.import_session(scope, engine.archived(scope)).await.unwrap();
@@ -212,7 +213,7 @@ async fn a_migration_counts_what_is_there() {
     let owner = engine.owner().await;
     owner.batch_execute(UNDO_ACCESS).await.unwrap();
     owner.batch_execute(REFUSE_TIMEOUTS).await.unwrap();
-    assert_eq!(migrate(&engine.database.owner_url(), &engine.ctx).await.unwrap(), ["access"]);
+    assert_eq!(migrate(&engine.database.owner_url(), &engine.ctx).await.unwrap(), ["access", "idempotency"]);
     owner.batch_execute("drop function refuse_timeouts cascade").await.unwrap();
     let reopened = PostgresStore::open(&PostgresOptions::new(engine.database.owner_url())).await.unwrap();
     for (project_id, usage) in before {
@@ -252,9 +253,13 @@ async fn nothing_is_left_of_a_project_that_is_deleted_while_it_is_used() {
                         0 => {
                             let presented = PresentedKey::generate(&engine.ctx);
                             let key = ApiKey::new(&presented, scope.project_id, "k", KeyScopes::all(), now);
-                            engine.store.create_api_key(key).await
+                            engine.store.create_api_key(key, None).await.map(drop)
                         }
-                        1 => engine.store.create_session(scope, engine.new_session(scope)).await.map(drop),
+                        1 => engine
+                            .store
+                            .create_session(scope, engine.new_session(scope), Vec::new(), None)
+                            .await
+                            .map(drop),
                         _ => engine.store.import_session(scope, engine.archived(scope)).await.map(drop),
                     });
                     match done.await {
@@ -267,7 +272,7 @@ async fn nothing_is_left_of_a_project_that_is_deleted_while_it_is_used() {
         }));
         let deletion = async {
             let new = engine.new_session(&scope);
-            when_free(async || engine.store.create_session(&scope, new.clone()).await).await.unwrap();
+            when_free(async || engine.store.create_session(&scope, new.clone(), Vec::new(), None).await).await.unwrap();
             when_free(async || engine.store.delete_project(scope.project_id, engine.ctx.now()).await).await.unwrap();
             while when_free(async || engine.store.erase_deleted_projects(engine.ctx.now()).await).await.unwrap() {}
         };
@@ -366,15 +371,15 @@ async fn rotating_and_revoking_leave_what_a_newer_version_wrote() {
     let engine = Engine::new(AppendForm::Batched).await;
     let (store, scope, now) = (&engine.store, engine.project("a").await, engine.ctx.now());
     let key = ApiKey::new(&PresentedKey::generate(&engine.ctx), scope.project_id, "k", KeyScopes::all(), now);
-    store.create_api_key(key.clone()).await.unwrap();
+    store.create_api_key(key.clone(), None).await.unwrap();
     let owner = engine.owner().await;
     let newer = "update api_keys set settings = '{\"newer\":1}', scopes = 'read newer';
         update projects set settings = '{\"newer\":1}' where name = 'a'";
     owner.batch_execute(newer).await.unwrap();
     let (host, secret) = (Authority::host(), TokenSecret::generate(&engine.ctx));
-    store.rotate_api_key(&host, &key.key_id, KeyDigest::of("x"), now.plus_micros(9), now).await.unwrap();
+    store.rotate_api_key(&host, &key.key_id, KeyDigest::of("x"), now.plus_micros(9), now, None).await.unwrap();
     store.revoke_api_key(&host, &key.key_id, now).await.unwrap();
-    store.rotate_token_secret(scope.project_id, Some(secret), now, now).await.unwrap();
+    store.rotate_token_secret(scope.project_id, Some(secret), now, now, None).await.unwrap();
     let kept = "select count(*) from api_keys k join projects p using (project_id)
         where k.settings = p.settings and k.settings like '%newer%' and k.scopes = 'read newer'
             and k.previous_digest is not null and k.revoked_at is not null and p.token_secret is not null";

@@ -61,7 +61,7 @@ impl Engine {
             external_id: None,
             created_at,
         };
-        self.store.create_session(&self.scope, new).await.expect("a session can be created")
+        self.store.create_session(&self.scope, new, Vec::new(), None).await.expect("a session can be created").value
     }
 
     fn new_message(&self, session: &Session) -> NewMessage {
@@ -69,7 +69,8 @@ impl Engine {
     }
 
     async fn append(&self, session: &Session, new: Vec<NewMessage>) -> Result<Vec<Message>, StoreError> {
-        self.store.append_messages(&self.scope, session.session_id, new, self.ctx.now()).await
+        let answered = self.store.append_messages(&self.scope, session.session_id, new, self.ctx.now(), None).await;
+        answered.map(|answered| answered.value)
     }
 
     async fn say(&self, session: &Session) -> Result<Message, StoreError> {

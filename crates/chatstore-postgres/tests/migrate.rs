@@ -17,9 +17,9 @@ const EMPTY: &str = "drop schema public cascade; create schema public; grant usa
 /// As a database is in which a migrator has made its own tables and nothing more.
 const FORGET: &str = "delete from schema_migrations; drop table api_keys, audit_events, installation, messages, projects, \
     session_erasures, session_metadata, sessions, embedding_jobs, embedding_models, embedding_source, \
-    message_embeddings, message_texts, reindexes, retired_embedding_models, text_index";
+    message_embeddings, message_texts, reindexes, retired_embedding_models, text_index, idempotency_records";
 /// All steps, oldest first.
-const STEPS: [&str; 3] = ["base", "search", "access"];
+const STEPS: [&str; 4] = ["base", "search", "access", "idempotency"];
 
 async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_changed_step_is_refused() {
 async fn a_store_is_not_opened_before_its_steps_are_applied() {
     let database = emptied().await;
     let opened = PostgresStore::open(&PostgresOptions::new(database.owner_url())).await;
-    has_all(&opened.err().expect("there are no tables").to_string(), &["lacks 3 migration", "chatstore migrate up"]);
+    has_all(&opened.err().expect("there are no tables").to_string(), &["lacks 4 migration", "chatstore migrate up"]);
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_role_without_rights_on_the_schema_starts_when_nothing_is_pending() {
     assert_eq!(applied_steps(&database.url()).await, Vec::<&str>::new());
     // With steps pending it is told who could apply them, before and after another has begun.
     execute(&database, EMPTY).await;
-    let parts = ["lacks 3 migration", "permission denied", "owner of schema `public`", "MIGRATE_DATABASE_URL"];
+    let parts = ["lacks 4 migration", "permission denied", "owner of schema `public`", "MIGRATE_DATABASE_URL"];
     has_all(&refusal(&database.url()).await, &parts);
     assert_eq!(tables(&database).await, Vec::<String>::new());
     assert_eq!(applied_steps(&database.owner_url()).await, STEPS);

@@ -1,5 +1,6 @@
 //! Who may do what, and how much, as the operator set it.
 
+use chatstore_core::limits::{APPEND_MESSAGES_MAX, CONVERSATION_ITEMS_MAX};
 use chatstore_core::rates::{ClassRates, Rates};
 use chatstore_core::store::Quotas;
 
@@ -28,6 +29,32 @@ pub struct AccessSettings {
     pub quotas: Quotas,
     /// Requests that may be handled at the same time.
     pub requests_max: usize,
+    /// What the Conversations wire takes.
+    pub openai: OpenAiSettings,
+}
+
+/// What the Conversations wire takes.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenAiSettings {
+    /// Whether an SDK's own retries are known by their bodies.
+    pub sdk_retry_dedupe: bool,
+    /// Items that one request may bring, unless it is strict.
+    pub items_max: usize,
+    /// Whether items are taken and refused as the official service does it.
+    pub is_strict: bool,
+}
+
+impl Default for OpenAiSettings {
+    fn default() -> Self {
+        Self { sdk_retry_dedupe: true, items_max: APPEND_MESSAGES_MAX, is_strict: false }
+    }
+}
+
+impl OpenAiSettings {
+    /// Items that one request may bring.
+    pub fn items_at_once(&self) -> usize {
+        if self.is_strict { self.items_max.min(CONVERSATION_ITEMS_MAX) } else { self.items_max }
+    }
 }
 
 impl Default for AccessSettings {
@@ -43,6 +70,7 @@ impl Default for AccessSettings {
             cors_origins: CorsOrigins::None,
             quotas: Quotas::default(),
             requests_max: 512,
+            openai: OpenAiSettings::default(),
         }
     }
 }
@@ -65,6 +93,11 @@ impl From<&Config> for AccessSettings {
             cors_origins: config.cors_origins.clone(),
             quotas: config.quotas,
             requests_max: config.requests_max,
+            openai: OpenAiSettings {
+                sdk_retry_dedupe: config.sdk_retry_dedupe,
+                items_max: config.openai_items_max,
+                is_strict: config.openai_strict,
+            },
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::embedder::Embedder;
 use crate::quotas::ProjectUsages;
 use crate::rate_limit::Limiter;
+use crate::sdk_tries::SdkTries;
 
 /// The model of vectors that come without one, where no embedding source names another.
 const DEFAULT_MODEL: &str = "default";
@@ -82,6 +83,8 @@ pub struct AppState {
     pub audit: AuditLog,
     /// What projects hold, as of a moment ago.
     pub usages: ProjectUsages,
+    /// Tries of SDKs that were refused, and those at work.
+    pub sdk_tries: SdkTries,
     /// The limits of one request.
     pub limits: RequestLimits,
     /// Cancelled when the process is told to stop.
@@ -121,6 +124,7 @@ impl App {
             admission: Admission::new(access.requests_max, ctx.clone()),
             audit: AuditLog::default(),
             usages: ProjectUsages::new(store.clone(), ctx.clone()),
+            sdk_tries: SdkTries::new(ctx.clone(), access.openai.sdk_retry_dedupe),
             access,
             store,
             ctx,

@@ -9,7 +9,7 @@ use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use chatstore_core::api_keys::Permission;
 use chatstore_core::audit::{Actor, AuditEvent};
-use chatstore_core::ids::{ProjectId, SessionId};
+use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use percent_encoding::percent_decode_str;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::auth::{Caller, Credential};
 use crate::error::{ApiError, Code};
 use crate::extract::is_key_id;
+use crate::idempotency;
 use crate::openapi::{DescribeOutput, Operation};
 
 /// The id of a request, as the log line and every answer show it. Every request carries one in its extensions.
@@ -51,6 +52,21 @@ impl<T: DescribeOutput> DescribeOutput for Audited<T> {
     }
 }
 
+/// An answer that tells the audit log what was deleted, where the path names it otherwise.
+pub struct Deleted<T>(pub T, pub AuditTarget);
+
+impl<T: IntoResponse> IntoResponse for Deleted<T> {
+    fn into_response(self) -> Response {
+        Audited(self.0, self.1).into_response()
+    }
+}
+
+impl<T: DescribeOutput> DescribeOutput for Deleted<T> {
+    fn describe(operation: &mut Operation) {
+        T::describe(operation);
+    }
+}
+
 /// Whether requests of a route are noted: all that rule, and all that destroy.
 pub fn is_audited(method: &Method, permission: Permission) -> bool {
     method != Method::GET && matches!(permission, Permission::Admin | Permission::Operator | Permission::Delete)
@@ -58,6 +74,8 @@ pub fn is_audited(method: &Method, permission: Permission) -> bool {
 
 /// The outcome of a request that succeeded.
 const OK: &str = "ok";
+/// The outcome of a request that succeeded when it was first sent, and came again.
+const REPLAYED: &str = "replayed";
 /// The outcome of a request whose end nobody saw.
 const UNKNOWN: &str = "unknown";
 
@@ -156,6 +174,7 @@ impl PendingEvent {
         let pending = self.event.take().map(|mut event| {
             event.outcome = match response.extensions().get::<ApiError>() {
                 Some(error) => error.code.as_str(),
+                None if response.headers().contains_key(idempotency::REPLAYED) => REPLAYED,
                 None if response.status().is_success() => OK,
                 None => UNKNOWN,
             }
@@ -203,21 +222,23 @@ struct PathTarget {
 }
 
 impl PathTarget {
-    /// The last parameter of the path, if it has the form of an id: any other text is not for the log.
+    /// The last parameter of the path that has the form of an id: any other text is not for the log, and what it names is
+    /// part of what stands before it.
     fn of(request: &Request) -> Self {
         let Some(template) = request.extensions().get::<MatchedPath>() else {
             return Self::default();
         };
         let parts = template.as_str().split('/').zip(request.uri().path().split('/'));
-        let Some((name, text)) = parts.filter(|(name, _)| name.starts_with('{')).last() else {
-            return Self::default();
-        };
-        let text = percent_decode_str(text).decode_utf8_lossy();
-        let uuid = SessionId::parse(&text).map(|id| id.to_string());
-        Self {
-            id: uuid.or_else(|| (name == "{key_id}" && is_key_id(&text)).then(|| text.clone().into_owned())),
-            project_id: ProjectId::parse(&text).filter(|_| name == "{project_id}"),
-        }
+        let parameters = parts.filter(|(name, _)| name.starts_with('{'));
+        let parameters: Vec<_> =
+            parameters.map(|(name, text)| (name, percent_decode_str(text).decode_utf8_lossy())).collect();
+        let id = parameters.iter().rev().find_map(|(name, text)| {
+            let uuid = SessionId::parse(text).or_else(|| SessionId::parse_conversation_id(text)).map(SessionId::uuid);
+            let uuid = uuid.or_else(|| MessageId::parse_item_id(text).map(MessageId::uuid)).map(|id| id.to_string());
+            uuid.or_else(|| (*name == "{key_id}" && is_key_id(text)).then(|| text.clone().into_owned()))
+        });
+        let project_id = parameters.iter().rev().find(|(name, _)| *name == "{project_id}");
+        Self { id, project_id: project_id.and_then(|(_, text)| ProjectId::parse(text)) }
     }
 }
 

@@ -5,6 +5,7 @@ mod credentials;
 mod failures;
 pub mod last_used;
 mod tokens;
+mod user;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use chatstore_core::api_keys::{Authority, KeyDigest, KeyScopes, Permission, PresentedKey};
 use chatstore_core::ids::{ProjectId, SessionId};
-use chatstore_core::limits::USER_ID_BYTES_MAX;
 use chatstore_core::projects::Project;
 use chatstore_core::rates::RequestClass;
 use chatstore_core::store::{Scope, StoreError};
@@ -27,6 +27,7 @@ use crate::body::discard;
 use crate::client_address::ClientAddress;
 use crate::error::{ApiError, Code};
 use crate::listener::Peer;
+use crate::openai;
 use crate::rate_limit::Account;
 
 pub use bindings::parse_address_range;
@@ -34,9 +35,9 @@ use credentials::LastAsked;
 pub use credentials::{Credentials, KnownKey};
 pub use failures::Failures;
 pub use tokens::{AUDIENCE, NewToken, check_public_key, mint};
+use user::named_user;
+pub use user::{USER_ID_HEADER, USER_ISOLATION_HEADER};
 
-/// Names the one user a request speaks for.
-pub const USER_ID_HEADER: &str = "x-user-id";
 /// Carries an API key.
 pub const API_KEY_HEADER: &str = "x-api-key";
 
@@ -84,6 +85,15 @@ impl Caller {
     /// Whether this session may exist for the caller at all.
     pub fn may_see(&self, session_id: SessionId) -> bool {
         self.sessions.as_ref().is_none_or(|sessions| sessions.contains(&session_id))
+    }
+
+    /// Refuses a caller for whom only some sessions exist.
+    ///
+    /// # Errors
+    /// 403 `insufficient_scope`.
+    pub fn require_new_sessions(&self) -> Result<(), ApiError> {
+        let detail = "The token is for some sessions alone: a new one needs a token without `session_ids`, or a key.";
+        if self.sessions.is_none() { Ok(()) } else { Err(ApiError::new(Code::InsufficientScope, detail)) }
     }
 
     /// Whose keys the caller manages, and with which scopes.
@@ -143,7 +153,8 @@ pub struct Guarded {
 /// Lets a request through if its credential is valid, its limits admit it, and it has the scope.
 pub async fn guard(app: App, route: Guarded, request: Request, next: Next) -> Response {
     let address = client_address(&app, &request);
-    let caller = match authenticate(&app, address, request.headers()).await {
+    let is_openai = openai::serves(request.uri().path());
+    let caller = match authenticate(&app, address, request.headers(), is_openai).await {
         Ok(caller) => caller,
         Err(error) => return refuse(request, error).await,
     };
@@ -197,13 +208,18 @@ fn client_address(app: &App, request: &Request) -> ClientAddress {
     ClientAddress::of(request.extensions().get::<Peer>(), request.headers(), app.access.trusted_proxies)
 }
 
-async fn authenticate(app: &App, address: ClientAddress, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn authenticate(
+    app: &App,
+    address: ClientAddress,
+    headers: &HeaderMap,
+    is_openai: bool,
+) -> Result<Caller, ApiError> {
     let identified = match presented_credential(headers) {
         Ok(presented) => identify(app, address, headers, presented).await,
         Err(error) => Err(error.into()),
     };
     let mut caller = identified.map_err(|refused| counted(app, address, refused))?;
-    if let Some(user_id) = named_user(headers)? {
+    if let Some(user_id) = named_user(headers, is_openai)? {
         caller.scope.user_id = caller.user(Some(user_id))?;
     }
     Ok(caller)
@@ -340,23 +356,6 @@ async fn find_key(
         Some(known) if is_admitted => Ok(known),
         Some(known) if is_out_of_date(&known) => Err(Refused::out_of_date(invalid_api_key())),
         _ => Err(invalid_api_key().into()),
-    }
-}
-
-/// The user in `X-User-Id`.
-fn named_user(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let mut values = headers.get_all(USER_ID_HEADER).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let text =
-        std::str::from_utf8(value.as_bytes()).ok().filter(|text| !text.is_empty() && text.len() <= USER_ID_BYTES_MAX);
-    match (text, values.next()) {
-        (Some(text), None) => Ok(Some(text.to_owned())),
-        _ => Err(ApiError::new(
-            Code::InvalidHeader,
-            format!("`X-User-Id` must stand once and hold 1 to {USER_ID_BYTES_MAX} bytes of UTF-8."),
-        )),
     }
 }
 

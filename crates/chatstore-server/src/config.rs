@@ -16,6 +16,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chatstore_core::limits::APPEND_MESSAGES_MAX;
 use chatstore_core::rates::Rates;
 use chatstore_core::store::Quotas;
 use clap::Arg;
@@ -83,6 +84,9 @@ pub const SETTINGS: &[Setting] = &[
     plain("Quotas", "quota_sessions_per_user", "Sessions of one user"),
     plain("Quotas", "quota_messages_per_session", "Messages of one session"),
     plain("Quotas", "quota_project_bytes", "Bytes of one project"),
+    plain("OpenAI", "sdk_retry_dedupe", "Know an SDK's own retries by their bodies, so that items are stored once"),
+    plain("OpenAI", "openai_items_max", "Items of a conversation that one request may bring"),
+    plain("OpenAI", "openai_strict", "Take and refuse items as the official service does: 20 at once, no id twice"),
     plain("Logging", "log_level", "Least severe level to log, from trace to off"),
     plain("Logging", "log_format", "Form of a log line: auto, human or json"),
     plain("Logging", "debug", "Log more, for development"),
@@ -158,6 +162,12 @@ pub struct Config {
     pub rate_limit_store: RateLimitStore,
     /// How much a project may hold that has no quotas of its own.
     pub quotas: Quotas,
+    /// Whether an SDK's own retries are known by their bodies.
+    pub sdk_retry_dedupe: bool,
+    /// Items of a conversation that one request may bring.
+    pub openai_items_max: usize,
+    /// Whether items are taken and refused as the official service does it.
+    pub openai_strict: bool,
     /// Least severe level to log.
     pub log_level: LogLevel,
     /// Form of a log line.
@@ -264,6 +274,9 @@ impl Config {
                 messages_per_session: values.optional_integer("quota_messages_per_session", 1..=QUOTA_MAX)?,
                 project_bytes: values.optional_integer("quota_project_bytes", 1..=QUOTA_MAX)?,
             },
+            sdk_retry_dedupe: values.required("sdk_retry_dedupe", value::boolean)?,
+            openai_items_max: values.integer("openai_items_max", 1..=APPEND_MESSAGES_MAX as u64)?,
+            openai_strict: values.required("openai_strict", value::boolean)?,
             log_level: values.required("log_level", LogLevel::parse)?,
             log_format: values.required("log_format", LogFormat::parse)?,
             debug,

@@ -6,6 +6,8 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::CorsOrigins;
+use crate::error::SHOULD_RETRY;
+use crate::idempotency::REPLAYED;
 
 /// How long a browser need not ask again. Most cut it to two hours.
 const MAX_AGE: Duration = Duration::from_secs(7_200);
@@ -13,14 +15,15 @@ const MAX_AGE: Duration = Duration::from_secs(7_200);
 const METHODS: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
 /// What a page may read beside the few headers that are always open to it.
-const EXPOSED: [HeaderName; 10] = [
+const EXPOSED: [HeaderName; 11] = [
     header::LINK,
     header::ETAG,
     header::RETRY_AFTER,
     HeaderName::from_static("ratelimit"),
     HeaderName::from_static("ratelimit-policy"),
     HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("idempotent-replayed"),
+    REPLAYED,
+    SHOULD_RETRY,
     header::LOCATION,
     header::ALLOW,
     header::WWW_AUTHENTICATE,

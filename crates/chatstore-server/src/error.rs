@@ -1,189 +1,22 @@
-//! Errors on the wire: RFC 9457 problems, each status and code from this one table.
+//! Errors on the wire: RFC 9457 problems.
+
+mod code;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chatstore_core::limits::FIELD_ERRORS_MAX;
 use chatstore_core::store::StoreError;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What went wrong, for programs: stable names that a client may branch on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// The body is no JSON.
-    InvalidJson,
-    /// A header has a form that is not accepted.
-    InvalidHeader,
-    /// The cursor was not made for this list.
-    InvalidCursor,
-    /// No API key was sent.
-    MissingApiKey,
-    /// The key sent is none, or was revoked, or has expired.
-    InvalidApiKey,
-    /// The user token is none, or not for here, or has expired.
-    InvalidToken,
-    /// The key lacks a scope.
-    InsufficientScope,
-    /// The request speaks for one user and names another.
-    UserMismatch,
-    /// The key may not be used from this origin.
-    OriginNotAllowed,
-    /// The key may not be used from this address.
-    AddressNotAllowed,
-    /// It would be more than a quota allows.
-    QuotaExceeded,
-    /// There is no such thing for this caller.
-    NotFound,
-    /// No route has this path.
-    RouteNotFound,
-    /// The path has other methods.
-    MethodNotAllowed,
-    /// The body came too slowly.
-    BodyTimeout,
-    /// A unique value is taken.
-    Conflict,
-    /// `If-Match` names another version.
-    VersionMismatch,
-    /// The body is too large.
-    BodyTooLarge,
-    /// A message's content is too large.
-    ContentTooLarge,
-    /// The body is not declared as JSON.
-    UnsupportedMediaType,
-    /// A field or parameter breaks a rule.
-    ValidationFailed,
-    /// Too many requests came from one side.
-    RateLimited,
-    /// A defect of ours.
-    InternalError,
-    /// Too much is going on.
-    Overloaded,
-    /// The store cannot be used.
-    StoreUnavailable,
-    /// The embedding source cannot be asked.
-    EmbeddingsUnavailable,
-    /// The embedding source and the stored vectors do not fit.
-    EmbeddingsMismatch,
-    /// Not ready for requests.
-    NotReady,
-    /// The request took too long.
-    RequestTimeout,
-    /// The disk is full.
-    StorageFull,
-}
+pub use code::Code;
 
-impl Code {
-    /// Every code.
-    pub const ALL: &[Self] = &[
-        Self::InvalidJson,
-        Self::InvalidHeader,
-        Self::InvalidCursor,
-        Self::MissingApiKey,
-        Self::InvalidApiKey,
-        Self::InvalidToken,
-        Self::InsufficientScope,
-        Self::UserMismatch,
-        Self::OriginNotAllowed,
-        Self::AddressNotAllowed,
-        Self::QuotaExceeded,
-        Self::NotFound,
-        Self::RouteNotFound,
-        Self::MethodNotAllowed,
-        Self::BodyTimeout,
-        Self::Conflict,
-        Self::VersionMismatch,
-        Self::BodyTooLarge,
-        Self::ContentTooLarge,
-        Self::UnsupportedMediaType,
-        Self::ValidationFailed,
-        Self::RateLimited,
-        Self::InternalError,
-        Self::Overloaded,
-        Self::StoreUnavailable,
-        Self::EmbeddingsUnavailable,
-        Self::EmbeddingsMismatch,
-        Self::NotReady,
-        Self::RequestTimeout,
-        Self::StorageFull,
-    ];
-
-    /// Status, name and title.
-    fn row(self) -> (StatusCode, &'static str, &'static str) {
-        use StatusCode as S;
-        match self {
-            Self::InvalidJson => (S::BAD_REQUEST, "invalid_json", "The body is not well-formed JSON"),
-            Self::InvalidHeader => (S::BAD_REQUEST, "invalid_header", "A header is not well-formed"),
-            Self::InvalidCursor => (S::BAD_REQUEST, "invalid_cursor", "The cursor does not belong to this list"),
-            Self::MissingApiKey => (S::UNAUTHORIZED, "missing_api_key", "An API key is needed"),
-            Self::InvalidToken => (S::UNAUTHORIZED, "invalid_token", "The user token is not valid"),
-            Self::InvalidApiKey => (S::UNAUTHORIZED, "invalid_api_key", "The API key is not valid"),
-            Self::InsufficientScope => (S::FORBIDDEN, "insufficient_scope", "The API key lacks a scope"),
-            Self::QuotaExceeded => (S::FORBIDDEN, "quota_exceeded", "A quota is used up"),
-            Self::AddressNotAllowed => (S::FORBIDDEN, "address_not_allowed", "The key is not for this address"),
-            Self::OriginNotAllowed => (S::FORBIDDEN, "origin_not_allowed", "The key is not for this origin"),
-            Self::UserMismatch => (S::FORBIDDEN, "user_mismatch", "The request names another user than it speaks for"),
-            Self::NotFound => (S::NOT_FOUND, "not_found", "Not found"),
-            Self::RouteNotFound => (S::NOT_FOUND, "route_not_found", "Nothing is served at this path"),
-            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "This path has other methods"),
-            Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body_timeout", "The body came too slowly"),
-            Self::Conflict => (S::CONFLICT, "conflict", "A unique value is taken"),
-            Self::VersionMismatch => (S::PRECONDITION_FAILED, "version_mismatch", "It was changed meanwhile"),
-            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large"),
-            Self::ContentTooLarge => (S::PAYLOAD_TOO_LARGE, "content_too_large", "The content is too large"),
-            Self::UnsupportedMediaType => {
-                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be declared as JSON")
-            }
-            Self::RateLimited => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
-            Self::ValidationFailed => {
-                (S::UNPROCESSABLE_ENTITY, "validation_failed", "A field or parameter is not acceptable")
-            }
-            Self::InternalError => (S::INTERNAL_SERVER_ERROR, "internal_error", "Something broke on our side"),
-            Self::Overloaded => (S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests at once"),
-            Self::StoreUnavailable => (S::SERVICE_UNAVAILABLE, "store_unavailable", "The store cannot be used"),
-            Self::EmbeddingsUnavailable => {
-                (S::SERVICE_UNAVAILABLE, "embeddings_unavailable", "The embedding source cannot be asked")
-            }
-            Self::EmbeddingsMismatch => {
-                (S::CONFLICT, "embeddings_mismatch", "The embedding source does not fit the stored vectors")
-            }
-            Self::NotReady => (S::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready"),
-            Self::RequestTimeout => (S::SERVICE_UNAVAILABLE, "request_timeout", "The request took too long"),
-            Self::StorageFull => (S::INSUFFICIENT_STORAGE, "storage_full", "The disk is full"),
-        }
-    }
-
-    /// Its status.
-    pub fn status(self) -> StatusCode {
-        self.row().0
-    }
-
-    /// Its name on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.row().1
-    }
-
-    /// What it means, in a few words.
-    pub fn title(self) -> &'static str {
-        self.row().2
-    }
-
-    /// Whether the same request may succeed in a moment. A write that took too long may have
-    /// happened: it is not for machines to repeat.
-    fn is_transient(self) -> bool {
-        matches!(
-            self,
-            Self::RateLimited
-                | Self::Overloaded
-                | Self::StoreUnavailable
-                | Self::EmbeddingsUnavailable
-                | Self::NotReady
-        )
-    }
-}
+/// Tells OpenAI's SDKs whether to send a request again, whatever they would do by its status.
+pub const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A field or parameter at fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -243,12 +76,14 @@ pub struct ApiError {
     retry_after: Option<Duration>,
     /// For the log, never for the client.
     pub(crate) reason: Option<String>,
+    /// The name that the Conversations wire has for it alone.
+    own_code: Option<&'static str>,
 }
 
 impl ApiError {
     /// An error of this kind; `detail` is a sentence for people.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, reason: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, reason: None, own_code: None }
     }
 
     /// The same, to be tried again after this time.
@@ -283,6 +118,22 @@ impl ApiError {
         Self::invalid(vec![FieldError::new(pointer, detail)])
     }
 
+    /// What happened, in a sentence.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// A value that the Conversations wire has a name of its own for; `detail` is a sentence.
+    pub(crate) fn on_conversations(own_code: &'static str, pointer: impl Into<String>, detail: String) -> Self {
+        let errors = vec![FieldError::new(pointer, "is not acceptable")];
+        Self { errors, own_code: Some(own_code), ..Self::new(Code::ValidationFailed, detail) }
+    }
+
+    /// The name that the Conversations wire has for it alone.
+    pub(crate) fn own_code(&self) -> Option<&'static str> {
+        self.own_code
+    }
+
     /// The fields and parameters at fault.
     pub fn errors(&self) -> &[FieldError] {
         &self.errors
@@ -293,6 +144,12 @@ impl ApiError {
         let detail = format!("must have at most {bytes_max} bytes of UTF-8");
         let error = Self::new(Code::ContentTooLarge, format!("`{pointer}` {detail}."));
         Self { errors: vec![FieldError::new(pointer, detail)], ..error }
+    }
+
+    /// A message's external id that another one has.
+    pub fn external_id_taken(pointer: String) -> Self {
+        let detail = "Another message of the session has this `external_id`, and says something else.";
+        Self { errors: vec![FieldError::new(pointer, "is taken")], ..Self::new(Code::Conflict, detail) }
     }
 
     /// There is no such `noun` for this caller: absent and foreign things answer alike.
@@ -308,6 +165,18 @@ impl ApiError {
                 errors: vec![FieldError::new(format!("/{field}"), "is taken")],
                 ..Self::new(Code::Conflict, format!("Another {noun} has this `{field}`."))
             },
+            StoreError::ExternalIdTaken { n } => Self::external_id_taken(format!("/{n}/external_id")),
+            StoreError::KeyReused => Self::new(
+                Code::IdempotencyKeyReused,
+                "The `Idempotency-Key` was sent before with another body: send that body again, or a new key.",
+            ),
+            StoreError::InFlight => Self::new(
+                Code::RequestInFlight,
+                "The same request came before and is not finished yet; send it again in a moment.",
+            ),
+            StoreError::Gone => {
+                Self::new(Code::Gone, "What this request made when it was first sent has been deleted since.")
+            }
             StoreError::VersionMismatch { current } => Self::new(
                 Code::VersionMismatch,
                 format!("The {noun} has version {current}: read it again and decide anew."),
@@ -337,6 +206,7 @@ impl ApiError {
     /// The finished response.
     pub fn render(self, request_id: &str) -> Response {
         let (status, name, title) = self.code.row();
+        let headers = self.headers();
         let problem = Problem {
             kind: format!("urn:chatstore:problem:{name}"),
             title,
@@ -349,8 +219,15 @@ impl ApiError {
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        *response.headers_mut() = headers;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+
+    /// The headers by which a client knows what to do next, whatever form the body has.
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let status = self.code.status();
         if status == StatusCode::UNAUTHORIZED {
             // RFC 6750, section 3: only who showed a token is told that it is one.
             headers.insert(
@@ -366,10 +243,15 @@ impl ApiError {
             let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
+        if status == StatusCode::CONFLICT {
+            // OpenAI's SDKs send every request that is answered so again, unless they are told.
+            let again = if self.code == Code::RequestInFlight { "true" } else { "false" };
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(again));
+        }
         if self.code == Code::BodyTimeout {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response
+        headers
     }
 }
 

@@ -17,49 +17,100 @@ use crate::openapi::{Describe, Example, Operation};
 use crate::query::Pairs;
 use crate::quotas::AddsText;
 
+/// A kind of body in JSON.
+pub trait JsonBody: Sized + Send + Sync {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// 400, 413 or 422, by what is wrong with it.
+    fn read(bytes: &[u8]) -> Result<Self, ApiError>;
+
+    /// Whether the caller's project has room for what it holds in `bytes`.
+    ///
+    /// # Errors
+    /// 403 `quota_exceeded`, or those of the store.
+    fn admit(
+        &self,
+        _bytes: usize,
+        _caller: Option<&Caller>,
+        _app: &App,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
 /// A JSON body.
 pub struct Json<T>(pub T);
 
-impl<T: Body> FromRequest<App> for Json<T> {
+impl<T: Body + Sync> JsonBody for Json<T> {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        T::read(bytes).map(Self)
+    }
+}
+
+impl<T: Body + Sync> FromRequest<App> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let bytes = read_json(request, app).await?;
-        T::read(&bytes).map(Self)
+        read_body_of(request, app).await
     }
 }
 
 /// A JSON body that may be left out; then it counts as `{}`.
 pub struct OptionalJson<T>(pub T);
 
-impl<T: Body + Default> FromRequest<App> for OptionalJson<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let bytes = read_json(request, app).await?;
-        if bytes.is_empty() { Ok(Self(T::default())) } else { T::read(&bytes).map(Self) }
+impl<T: Body + Default + Sync> JsonBody for OptionalJson<T> {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        if bytes.is_empty() { Ok(Self(T::default())) } else { T::read(bytes).map(Self) }
     }
 }
 
 /// A JSON body whose text is stored, if the project has room for it.
 pub struct Stored<T>(pub T);
 
-impl<T: Body + AddsText> FromRequest<App> for Stored<T> {
-    type Rejection = ApiError;
+impl<T: Body + AddsText + Sync> JsonBody for Stored<T> {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        T::read(bytes).map(Self)
+    }
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let caller = request.extensions().get::<Caller>().cloned().ok_or_else(unguarded)?;
-        let bytes = read_json(request, app).await?;
-        let body = T::read(&bytes)?;
-        if body.adds_text() {
-            app.usages.admit(&caller.scope, bytes.len()).await?;
-        }
-        Ok(Self(body))
+    async fn admit(&self, bytes: usize, caller: Option<&Caller>, app: &App) -> Result<(), ApiError> {
+        let caller = caller.ok_or_else(unguarded)?;
+        if self.0.adds_text() { app.usages.admit(&caller.scope, bytes).await } else { Ok(()) }
     }
 }
 
+impl<T: Body + AddsText + Sync> FromRequest<App> for Stored<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        read_body_of(request, app).await
+    }
+}
+
+/// A JSON body whose text is stored, and that may be left out; then it counts as `{}`.
+pub struct OptionalStored<T>(pub T);
+
+impl<T: Body + AddsText + Default + Sync> JsonBody for OptionalStored<T> {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        if bytes.is_empty() { Ok(Self(T::default())) } else { T::read(bytes).map(Self) }
+    }
+
+    async fn admit(&self, bytes: usize, caller: Option<&Caller>, app: &App) -> Result<(), ApiError> {
+        let caller = caller.ok_or_else(unguarded)?;
+        if bytes > 0 && self.0.adds_text() { app.usages.admit(&caller.scope, bytes).await } else { Ok(()) }
+    }
+}
+
+async fn read_body_of<B: JsonBody>(request: Request, app: &App) -> Result<B, ApiError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let bytes = read_json(request, app).await?;
+    let body = B::read(&bytes)?;
+    body.admit(bytes.len(), caller.as_ref(), app).await?;
+    Ok(body)
+}
+
 /// The bytes of a body that is declared as JSON.
-async fn read_json(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn read_json(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
     if let Err(error) = require_json(request.headers()) {
         discard(request).await;
         return Err(error);
@@ -89,6 +140,13 @@ impl<T: JsonSchema + Example> Describe for OptionalJson<T> {
 impl<T: JsonSchema + Example> Describe for Stored<T> {
     fn describe(operation: &mut Operation) {
         describe_body::<T>(operation, true);
+        operation.fails(Code::QuotaExceeded);
+    }
+}
+
+impl<T: JsonSchema + Example> Describe for OptionalStored<T> {
+    fn describe(operation: &mut Operation) {
+        describe_body::<T>(operation, false);
         operation.fails(Code::QuotaExceeded);
     }
 }

@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::audit::RequestId;
 use crate::cors;
 use crate::error::{ApiError, Code};
+use crate::openai;
 use crate::request_log::RequestLine;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -62,8 +63,14 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
 }
 
 /// The innermost layer: an answer in time and in due form, whatever the handler does.
-async fn answer(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let request_id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone()).unwrap_or_default();
+    let form = if openai::serves(request.uri().path()) { openai::error::render } else { ApiError::render };
+    let sdk_try = app.sdk_tries.meet(&request);
+    let unanswered = app.sdk_tries.follow(sdk_try.clone());
+    if let Some(sdk_try) = sdk_try {
+        request.extensions_mut().insert(sdk_try);
+    }
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind();
     let mut response = match tokio::time::timeout(app.limits.request_timeout, handled).await {
         Ok(Ok(response)) => response,
@@ -73,21 +80,28 @@ async fn answer(State(app): State<App>, request: Request, next: Next) -> Respons
             ApiError::new(Code::RequestTimeout, detail).into_response()
         }
     };
-    match response.extensions_mut().remove::<ApiError>() {
-        Some(error) => render(error, response, &request_id),
+    let error = response.extensions_mut().remove::<ApiError>();
+    unanswered.answer(error.as_ref().map(|error| error.code));
+    match error {
+        Some(error) => render(error, response, &request_id, form),
         None => response,
     }
 }
 
 /// The finished form of an error, with the headers that were put on it on its way, such as `Allow` and `RateLimit`.
-fn render(mut error: ApiError, unfinished: Response, request_id: &str) -> Response {
+fn render(
+    mut error: ApiError,
+    unfinished: Response,
+    request_id: &str,
+    form: fn(ApiError, &str) -> Response,
+) -> Response {
     let code = error.code.as_str();
     if let Some(reason) = error.reason.take() {
         tracing::error!(request_id, code, reason, "a request failed on our side");
     }
     let (mut parts, _) = unfinished.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
-    let mut response = error.render(request_id);
+    let mut response = form(error, request_id);
     response.headers_mut().extend(parts.headers);
     *response.extensions_mut() = parts.extensions;
     response.extensions_mut().insert(FailedWith(code));

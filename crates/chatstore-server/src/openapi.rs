@@ -1,17 +1,24 @@
 //! The OpenAPI 3.1 document, built from the routes and the types of their handlers, so that it
 //! says what the code does.
 
-use std::collections::BTreeMap;
+mod looks;
+
+use std::collections::{BTreeMap, HashSet};
 
 use axum::http::{Method, StatusCode};
 use chatstore_core::api_keys::Permission;
-use chatstore_core::limits::VECTOR_DIMENSIONS_MAX;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Code, Problem};
+use crate::openai;
+use crate::openai::error::ErrorResponse;
 use crate::router::{Access, Route, routes};
+
+pub use looks::{
+    anything, id, numbers, object, optional_id, optional_numbers, optional_object, optional_time, status, time,
+};
 
 /// A wire type that shows how it looks.
 pub trait Example {
@@ -144,6 +151,13 @@ impl Operation {
         self.responses.insert(status, json!({"description": description, "headers": all, "content": content}));
     }
 
+    /// A header that answers of success may carry beside their own.
+    pub fn answer_header(&mut self, name: &str, description: &str) {
+        for response in self.responses.values_mut() {
+            response["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
+        }
+    }
+
     /// A way it can fail.
     pub fn fails(&mut self, code: Code) {
         if !self.failures.contains(&code) {
@@ -154,60 +168,6 @@ impl Operation {
 
 const REQUEST_ID: &str =
     "The id under which the request stands in the log: the caller's, if it has the form `[A-Za-z0-9_-]{1,64}`.";
-
-/// How a time looks.
-pub fn time(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "format": "date-time"})
-}
-
-/// How a time that may be absent looks.
-pub fn optional_time(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": ["string", "null"], "format": "date-time"})
-}
-
-/// How an id looks.
-pub fn id(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "format": "uuid"})
-}
-
-/// How an id that may be absent looks.
-pub fn optional_id(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": ["string", "null"], "format": "uuid"})
-}
-
-/// How an object that is kept byte for byte looks.
-pub fn object(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "additionalProperties": {}})
-}
-
-/// How an object that is kept byte for byte and may be absent looks.
-pub fn optional_object(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": ["object", "null"], "additionalProperties": {}})
-}
-
-/// How the status of a message looks.
-pub fn status(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "enum": ["in_progress", "completed", "incomplete"]})
-}
-
-/// How a vector looks.
-pub fn numbers(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": VECTOR_DIMENSIONS_MAX,
-    })
-}
-
-/// How a vector that may be absent looks.
-pub fn optional_numbers(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": ["array", "null"], "items": {"type": "number"}, "minItems": 1, "maxItems": VECTOR_DIMENSIONS_MAX,
-    })
-}
-
-/// How any JSON that is kept byte for byte looks.
-pub fn anything(_: &mut SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({})
-}
 
 /// The document, pretty-printed, as it is served and committed.
 pub fn document_text() -> String {
@@ -224,6 +184,7 @@ pub fn document() -> Value {
     });
     let mut generator = settings.into_generator();
     let problem = generator.subschema_for::<Problem>();
+    let error = generator.subschema_for::<ErrorResponse>();
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for route in routes() {
         let mut operation = Operation {
@@ -234,6 +195,10 @@ pub fn document() -> Value {
             failures: vec![Code::InternalError],
         };
         (route.describe)(&mut operation);
+        if openai::serves(route.path) {
+            operation
+                .header_parameter("X-Ms-User-Isolation-Key", "`X-User-Id` under another name; they must not differ.");
+        }
         if route.access != Access::Health {
             operation.fails(Code::RateLimited);
             operation.fails(Code::Overloaded);
@@ -245,8 +210,9 @@ pub fn document() -> Value {
             operation.fails(Code::StorageFull);
         }
         generator = std::mem::take(&mut operation.generator);
+        let schema = if openai::serves(route.path) { &error } else { &problem };
         let method = route.method.as_str().to_ascii_lowercase();
-        paths.entry(route.path).or_default().insert(method, write_operation(&route, operation, &problem));
+        paths.entry(route.path).or_default().insert(method, write_operation(&route, operation, schema));
     }
     json!({
         "openapi": "3.1.0",
@@ -260,6 +226,7 @@ pub fn document() -> Value {
         "tags": [
             {"name": "sessions", "description": "Conversations."},
             {"name": "messages", "description": "What is said in them, in order."},
+            {"name": "conversations", "description": "The same sessions and messages as OpenAI's SDKs know them."},
             {"name": "search", "description": "Find messages by words and by meaning."},
             {"name": "embeddings", "description": "Vectors of messages, and the source that makes them."},
             {"name": "projects", "description": "Tenants: all of them for operators, the own one for its admins."},
@@ -305,11 +272,13 @@ const DESCRIPTION: &str = "Durable storage for AI chat applications: sessions, m
     Lists are bare arrays; the `Link` header leads to the next page. Errors are `application/problem+json` (RFC 9457) \
     with a stable `code`.";
 
-fn write_operation(route: &Route, operation: Operation, problem: &schemars::Schema) -> Value {
+fn write_operation(route: &Route, operation: Operation, error: &schemars::Schema) -> Value {
     let mut responses = operation.responses;
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    let is_openai = openai::serves(route.path);
     for code in operation.failures {
-        by_status.entry(code.status().as_u16()).or_default().push(code);
+        let status = if is_openai { openai::error::status(code) } else { code.status() };
+        by_status.entry(status.as_u16()).or_default().push(code);
         // All ways to lack a credential are one answer of the same operation.
         if code == Code::MissingApiKey {
             by_status.entry(401).or_default().extend([Code::InvalidApiKey, Code::InvalidToken]);
@@ -318,7 +287,7 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
             let others = [Code::UserMismatch, Code::OriginNotAllowed, Code::AddressNotAllowed];
             by_status.entry(403).or_default().extend(others);
         }
-        if code == Code::BodyTooLarge && route.doc.tag == "messages" {
+        if code == Code::BodyTooLarge && matches!(route.doc.tag, "messages" | "conversations") {
             by_status.entry(413).or_default().push(Code::ContentTooLarge);
         }
         if code == Code::Overloaded {
@@ -326,7 +295,11 @@ fn write_operation(route: &Route, operation: Operation, problem: &schemars::Sche
         }
     }
     for (status, codes) in by_status {
-        responses.insert(status, failure(status, &codes, problem));
+        let mut examples: Vec<(&str, Value)> = codes.iter().map(|code| example(status, *code, is_openai)).collect();
+        if status == 400 && openai::TAKING_ITEMS.contains(&route.doc.id) {
+            examples.extend(openai::error::examples_of_items());
+        }
+        responses.insert(status, failure(status, examples, error, is_openai));
     }
     if route.access != Access::Health {
         for response in responses.values_mut() {
@@ -366,25 +339,38 @@ const RATE_LIMIT_HEADERS: [(&str, &str); 2] = [
     ("RateLimit", "What is left of them, and in how many seconds there is more."),
 ];
 
-fn failure(status: u16, codes: &[Code], problem: &schemars::Schema) -> Value {
-    let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.as_str())).collect();
+/// How an error looks, and what it is called.
+fn example(status: u16, code: Code, is_openai: bool) -> (&'static str, Value) {
+    if is_openai {
+        return openai::error::example(code);
+    }
+    let problem = json!({
+        "type": format!("urn:chatstore:problem:{}", code.as_str()),
+        "title": code.title(),
+        "status": status,
+        "detail": format!("{}.", code.title()),
+        "code": code.as_str(),
+        "request_id": "9f2c1d4e5a6b47c8a1b2c3d4e5f60718",
+    });
+    (code.as_str(), problem)
+}
+
+fn failure(status: u16, mut examples: Vec<(&str, Value)>, error: &schemars::Schema, is_openai: bool) -> Value {
+    let mut known = HashSet::new();
+    examples.retain(|(name, _)| known.insert(*name));
+    // On the other wire some have no name.
+    let is_named = |example: &Value| !is_openai || example["error"]["code"].is_string();
+    let named = examples.iter().filter(|(_, example)| is_named(example));
+    let names: Vec<String> = named.map(|(name, _)| format!("`{name}`")).collect();
+    let colon = if names.is_empty() { "" } else { ": " };
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
-    let example = |code: &Code| {
-        json!({
-            "type": format!("urn:chatstore:problem:{}", code.as_str()),
-            "title": code.title(),
-            "status": status,
-            "detail": format!("{}.", code.title()),
-            "code": code.as_str(),
-            "request_id": "9f2c1d4e5a6b47c8a1b2c3d4e5f60718",
-        })
-    };
+    let media_type = if is_openai { "application/json" } else { "application/problem+json" };
     let examples: Map<String, Value> =
-        codes.iter().map(|code| (code.as_str().to_owned(), json!({"value": example(code)}))).collect();
+        examples.into_iter().map(|(name, example)| (name.to_owned(), json!({"value": example}))).collect();
     let mut response = json!({
-        "description": format!("{reason}: {}.", names.join(", ")),
+        "description": format!("{reason}{colon}{}.", names.join(", ")),
         "headers": {"X-Request-Id": {"description": REQUEST_ID, "schema": {"type": "string"}}},
-        "content": {"application/problem+json": {"schema": problem, "examples": examples}},
+        "content": {media_type: {"schema": error, "examples": examples}},
     });
     if matches!(status, 429 | 503) {
         response["headers"]["Retry-After"] =

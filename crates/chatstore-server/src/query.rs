@@ -57,6 +57,17 @@ impl Pairs {
         self.pairs.iter().filter_map(|(key, value)| Some((key_of(key)?, value.clone()))).collect()
     }
 
+    /// Every value of a list: `name=a`, `name[]=a` and `name[0]=a`, in the order in which they stand there.
+    pub fn get_list(&self, name: &str) -> Vec<&str> {
+        let is_index = |key: &str| key.bytes().all(|byte| byte.is_ascii_digit());
+        let is_one = |key: &str| match key.strip_prefix(name) {
+            Some("") => true,
+            Some(rest) => rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(is_index),
+            None => false,
+        };
+        self.pairs.iter().filter(|(key, _)| is_one(key)).map(|(_, value)| value.as_str()).collect()
+    }
+
     /// Whether `name` stands there in another form than `name[key]`.
     pub fn has_malformed(&self, name: &str) -> bool {
         let mut forms = self.pairs.iter().filter_map(|(key, _)| key.strip_prefix(name));
@@ -143,7 +154,8 @@ impl Pairs {
     }
 }
 
-fn natural(text: &str) -> Option<u64> {
+/// A whole number from 0 in digits alone; one that is too large is the largest.
+pub fn natural(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
 }

@@ -18,6 +18,7 @@ use crate::audit::is_audited;
 use crate::auth::Guarded;
 use crate::error::{ApiError, Code};
 use crate::layers;
+use crate::openai::{conversations, items};
 use crate::openapi::{DescribedHandler, Operation};
 
 /// Who may use a route.
@@ -210,6 +211,63 @@ pub fn routes() -> Vec<Route> {
             Needs(Write),
             embeddings::set_embedding,
             &embeddings::SET_EMBEDDING,
+        ),
+        route(
+            POST,
+            "/v1/conversations",
+            Needs(Write),
+            conversations::create_conversation,
+            &conversations::CREATE_CONVERSATION,
+        ),
+        route(
+            GET,
+            "/v1/conversations",
+            Needs(Read),
+            conversations::list_conversations,
+            &conversations::LIST_CONVERSATIONS,
+        ),
+        route(
+            GET,
+            "/v1/conversations/{conversation_id}",
+            Needs(Read),
+            conversations::get_conversation,
+            &conversations::GET_CONVERSATION,
+        ),
+        route(
+            POST,
+            "/v1/conversations/{conversation_id}",
+            Needs(Write),
+            conversations::update_conversation,
+            &conversations::UPDATE_CONVERSATION,
+        ),
+        route(
+            DELETE,
+            "/v1/conversations/{conversation_id}",
+            Needs(Delete),
+            conversations::delete_conversation,
+            &conversations::DELETE_CONVERSATION,
+        ),
+        route(
+            POST,
+            "/v1/conversations/{conversation_id}/items",
+            Needs(Write),
+            items::create_items,
+            &items::CREATE_ITEMS,
+        ),
+        route(GET, "/v1/conversations/{conversation_id}/items", Needs(Read), items::list_items, &items::LIST_ITEMS),
+        route(
+            GET,
+            "/v1/conversations/{conversation_id}/items/{item_id}",
+            Needs(Read),
+            items::get_item,
+            &items::GET_ITEM,
+        ),
+        route(
+            DELETE,
+            "/v1/conversations/{conversation_id}/items/{item_id}",
+            Needs(Delete),
+            items::delete_item,
+            &items::DELETE_ITEM,
         ),
     ]
 }

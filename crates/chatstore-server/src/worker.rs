@@ -1,11 +1,12 @@
-//! What is done in the background: vectors are made for messages that wait, derived data is made anew, and what
-//! deleted projects left behind is erased.
+//! What is done in the background: vectors are made for messages that wait, derived data is made anew, what deleted
+//! projects left behind is erased, and so are the records of requests that nobody sends again.
 //!
 //! Any number of processes may work at the same time: what one of them has borrowed from the queue is another's again
 //! when the lease is over. No connection to the database is held while the source is asked.
 
 mod claim;
 mod erase;
+mod purge;
 mod rebuild;
 
 use std::sync::Arc;
@@ -22,7 +23,11 @@ use crate::app::App;
 use crate::embedder::{BreakerState, Embedder, EmbedderError};
 use claim::Claim;
 use erase::erase;
+use purge::purge;
 use rebuild::rebuild;
+
+/// Shortest pause between two steps of erasing.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
 
 /// How long the worker pauses.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +42,8 @@ pub struct WorkerPace {
     pub rebuild_idle: Duration,
     /// Between two looks at what deleted projects left behind.
     pub erase_idle: Duration,
+    /// Between two looks at records of requests that have expired.
+    pub purge_idle: Duration,
     /// How long what was borrowed is out of others' reach, if that is more than the time for two requests.
     pub lease: Duration,
 }
@@ -49,6 +56,7 @@ impl Default for WorkerPace {
             fault: Duration::from_secs(2),
             rebuild_idle: Duration::from_secs(5),
             erase_idle: Duration::from_secs(5),
+            purge_idle: Duration::from_secs(60),
             lease: Duration::from_secs(60),
         }
     }
@@ -59,12 +67,13 @@ pub fn start(app: App, pace: WorkerPace) -> JoinHandle<()> {
     tokio::spawn(async move {
         let text = watched(app.clone(), "text", move |app| rebuild(app, Derived::Text, pace));
         let erasing = watched(app.clone(), "erasing", move |app| erase(app, pace));
+        let purging = watched(app.clone(), "purging", move |app| purge(app, pace));
         let vectors = async {
             if let Some(embedder) = app.embedder.clone() {
                 embeddings(app.clone(), embedder, pace).await;
             }
         };
-        tokio::join!(text, erasing, vectors);
+        tokio::join!(text, erasing, purging, vectors);
     })
 }
 

@@ -7,6 +7,7 @@ use chatstore_core::api_keys::{
     ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest, KeyScopes, KeySettings, PreviousDigest,
 };
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim, Places};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::{KeyPosition, Page, PageRequest};
 use chatstore_core::projects::Project;
@@ -15,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter
 
 use crate::SqliteStore;
 use crate::columns::{id_column, settings_column, time_column, time_column_opt};
+use crate::idempotency::{find_record, insert_record};
 use crate::projects::{project_columns, project_row};
 use crate::writer::{Failure, Kind, WriteConnection};
 
@@ -63,8 +65,21 @@ pub(crate) const WALKING_STATEMENTS: &[&str] = &[ANY_API_KEY, LIST_CREDENTIAL_ID
 
 #[async_trait]
 impl ApiKeyStore for SqliteStore {
-    async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
-        self.writer.write(Kind::Plain, bytes(&key), move |connection| insert(connection, &key)).await
+    async fn create_api_key(&self, key: ApiKey, claim: Option<&Claim>) -> Result<Answered<ApiKey>, StoreError> {
+        let claim = claim.cloned();
+        self.writer
+            .write(Kind::Plain, bytes(&key), move |connection| {
+                if let Some(record) = find_record(connection, claim.as_ref())? {
+                    let earlier = select(connection, &record.target)?;
+                    return Ok(Answered::replay(earlier.ok_or(StoreError::Gone)?));
+                }
+                insert(connection, &key)?;
+                if let Some(claim) = claim {
+                    insert_record(connection, &claim.record(key.key_id.as_str(), Places::default()))?;
+                }
+                Ok(Answered::first(key))
+            })
+            .await
     }
 
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
@@ -146,11 +161,15 @@ impl ApiKeyStore for SqliteStore {
         digest: KeyDigest,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<ApiKey, StoreError> {
-        let (authority, key_id) = (*authority, key_id.to_owned());
+        claim: Option<&Claim>,
+    ) -> Result<Answered<ApiKey>, StoreError> {
+        let (authority, key_id, claim) = (*authority, key_id.to_owned(), claim.cloned());
         self.writer
             .write(Kind::Plain, 0, move |connection| {
                 let mut key = find_managed(connection, &authority, &key_id)?;
+                if find_record(connection, claim.as_ref())?.is_some() {
+                    return Ok(Answered::replay(key));
+                }
                 if key.revoked_at.is_some() {
                     return Err(StoreError::Conflict { field: "revoked_at" }.into());
                 }
@@ -162,7 +181,10 @@ impl ApiKeyStore for SqliteStore {
                     key.previous.map(|previous| previous.expires_at.as_micros()),
                     key.updated_at.as_micros(),
                 ])?;
-                Ok(key)
+                if let Some(claim) = claim {
+                    insert_record(connection, &claim.record(key_id, Places::default()))?;
+                }
+                Ok(Answered::first(key))
             })
             .await
     }
@@ -222,10 +244,13 @@ fn insert(connection: &Connection, key: &ApiKey) -> Result<(), Failure> {
     if inserted == 0 { Err(StoreError::NotFound.into()) } else { Ok(()) }
 }
 
+fn select(connection: &WriteConnection, key_id: &str) -> rusqlite::Result<Option<ApiKey>> {
+    connection.prepare_cached(SELECT_API_KEY)?.query_row(params![key_id], api_key_row).optional()
+}
+
 /// The key of this id, if `authority` may change it.
 fn find_managed(connection: &WriteConnection, authority: &Authority, key_id: &str) -> Result<ApiKey, Failure> {
-    let key = connection.prepare_cached(SELECT_API_KEY)?.query_row(params![key_id], api_key_row).optional()?;
-    let key = key.ok_or(StoreError::NotFound)?;
+    let key = select(connection, key_id)?.ok_or(StoreError::NotFound)?;
     authority.check(&key)?;
     Ok(key)
 }

@@ -1,11 +1,11 @@
 //! Opening connections with the pragmas the contract rests on.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatstore_core::migrations::OpenError;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use crate::error::{file_error, open_error, open_error_at};
 
@@ -79,7 +79,7 @@ pub(crate) fn open_migrator(path: &Path) -> Result<Connection, OpenError> {
 
 /// Puts a writing connection into the modes the contract rests on.
 pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Result<(), rusqlite::Error> {
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    let mode = set_log_mode(connection)?;
     if mode != "wal" {
         // Its file system has no shared memory, such as one over the network.
         return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_SHMMAP), None));
@@ -91,6 +91,20 @@ pub(crate) fn set_up_writing(connection: &Connection, synchronous: &str) -> Resu
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "secure_delete", "fast", |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -8_192)
+}
+
+/// Has the file written through a log, and tells its mode then. While another connection does the same to a new file,
+/// SQLite is busy at once, whatever its timeout.
+fn set_log_mode(connection: &Connection) -> Result<String, rusqlite::Error> {
+    let until = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            mode => return mode,
+        }
+    }
 }
 
 /// Opens a connection that only reads; the file must exist.

@@ -13,6 +13,7 @@ mod connection;
 mod derived;
 mod embeddings;
 mod error;
+mod idempotency;
 mod lock;
 mod messages;
 mod migrate;
@@ -194,6 +195,7 @@ pub(crate) mod tests {
             projects::WALKING_STATEMENTS,
             audit::STATEMENTS,
             archive::STATEMENTS,
+            idempotency::STATEMENTS,
             embeddings::SORTING_STATEMENTS,
             embeddings::source::SMALL_STATEMENTS,
             search::index::OPENING_STATEMENTS,
@@ -217,6 +219,7 @@ pub(crate) mod tests {
             projects::STATEMENTS,
             audit::STATEMENTS,
             archive::STATEMENTS,
+            idempotency::STATEMENTS,
             sessions::STATEMENTS,
             &derived_statements(),
         ]

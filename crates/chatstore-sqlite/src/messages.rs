@@ -1,16 +1,19 @@
 //! Messages in SQLite.
 
 pub(crate) mod append;
+mod list;
+mod named;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::PAGE_BYTES_MAX;
 use chatstore_core::messages::{
-    Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage,
+    Message, MessagePage, MessagePatch, MessageQuery, MessageStatus, MessageStore, NewMessage, plus_tokens,
 };
-use chatstore_core::page::{MessagePosition, Order, Page, PageRequest, PageStart};
+use chatstore_core::page::{MessagePosition, Page, PageRequest};
 use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
@@ -22,6 +25,9 @@ use crate::embeddings::jobs::Job;
 use crate::search::index::{Home, analysed};
 use crate::sessions::note_hour;
 use crate::writer::{Failure, Kind};
+
+use append::{Arriving, append};
+use named::InSession;
 
 /// The columns of [`message_row`], in its order; `concat!` needs a literal, so it is a macro.
 macro_rules! message_columns {
@@ -45,20 +51,6 @@ const SELECT_MESSAGE: &str = concat!(
     where m.message_id = ?1 and s.project_id = ?2 and m.deleted_at is null and s.deleted_at is null
         and (?3 is null or s.user_id = ?3)"
 );
-const LIST_MESSAGES_ASC: &str = concat!(
-    "select ",
-    message_columns!(),
-    " from messages m where m.message_no > ?1 and m.message_no < ?2 and m.deleted_at is null
-        and (?3 is null or m.role = ?3)
-    order by m.message_no asc limit ?4 offset ?5"
-);
-const LIST_MESSAGES_DESC: &str = concat!(
-    "select ",
-    message_columns!(),
-    " from messages m where m.message_no > ?1 and m.message_no < ?2 and m.deleted_at is null
-        and (?3 is null or m.role = ?3)
-    order by m.message_no desc limit ?4 offset ?5"
-);
 const UPDATE_MESSAGE: &str = "update messages
     set role = ?2, status = ?3, content = ?4, payload = ?5, metadata = ?6, context = ?7, token_count = ?8, version = ?9,
         updated_at = ?10
@@ -66,6 +58,7 @@ const UPDATE_MESSAGE: &str = "update messages
 const DELETE_MESSAGE: &str = "update messages
     set content = '', payload = null, metadata = '{}', context = null, version = ?2, updated_at = ?3, deleted_at = ?3
     where message_no = ?1";
+const SELECT_MESSAGE_NO: &str = "select message_no from messages where message_id = ?1";
 const SELECT_SESSION_TOUCHED: &str =
     "select message_count, token_count, updated_at from sessions where session_no = ?1";
 const UPDATE_SESSION_TOUCHED: &str =
@@ -77,10 +70,13 @@ pub(crate) const STATEMENTS: &[&str] = &[
     SELECT_SESSION_NO,
     INSERT_MESSAGE,
     SELECT_MESSAGE,
-    LIST_MESSAGES_ASC,
-    LIST_MESSAGES_DESC,
+    list::LIST_MESSAGES_ASC,
+    list::LIST_MESSAGES_DESC,
     UPDATE_MESSAGE,
     DELETE_MESSAGE,
+    SELECT_MESSAGE_NO,
+    named::SELECT_BY_EXTERNAL_ID,
+    named::SELECT_BY_ID,
     SELECT_SESSION_TOUCHED,
     UPDATE_SESSION_TOUCHED,
 ];
@@ -101,15 +97,34 @@ impl MessageStore for SqliteStore {
         session_id: SessionId,
         messages: Vec<NewMessage>,
         now: Timestamp,
-    ) -> Result<Vec<Message>, StoreError> {
-        let scope = scope.clone();
-        let bytes: usize = messages.iter().map(NewMessage::bytes).sum();
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Vec<Message>>, StoreError> {
+        let (scope, claim) = (scope.clone(), claim.cloned());
         let home = Home { project_id: scope.project_id, bucket: session_id.bucket() };
-        let (messages, lexemes) = analysed(home, messages, |message| &message.content).await?;
-        let bytes = bytes + lexemes.iter().map(String::len).sum::<usize>();
+        let arriving = Arriving::new(home, messages, now).await?;
         self.writer
-            .write(Kind::Append, bytes, move |connection| {
-                append::append(connection, &scope, session_id, messages, lexemes, now)
+            .write_as(arriving.bytes(), move |connection| {
+                append(connection, &scope, session_id, arriving, claim.as_ref())
+            })
+            .await
+    }
+
+    async fn find_message(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        name: &str,
+    ) -> Result<Option<Message>, StoreError> {
+        let (scope, name) = (scope.clone(), name.to_owned());
+        self.readers
+            .read(move |reader| {
+                reader.snapshot(|| {
+                    let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
+                    let session_no = reader.query_row(SELECT_SESSION_NO, params, |row| row.get(0))?;
+                    let session =
+                        InSession { session_no: session_no.ok_or(StoreError::NotFound)?, session_id, scope: &scope };
+                    Ok(session.find(|sql| reader.prepare(sql), &name)?)
+                })
             })
             .await
     }
@@ -139,7 +154,7 @@ impl MessageStore for SqliteStore {
                     let params = params![session_id.as_bytes(), scope.project_id.as_bytes(), scope.user_id];
                     let session_no: Option<i64> = reader.query_row(SELECT_SESSION_NO, params, |row| row.get(0))?;
                     let session_no = session_no.ok_or(StoreError::NotFound)?;
-                    let (sql, after, before, offset) = list_bounds(&query, &page);
+                    let (sql, after, before, offset) = list::list_bounds(&query, &page);
                     let after = message_no(session_no, after);
                     let before = (session_no << 32) + before;
                     let params = params![after, before, query.role, page.limit + 1, offset];
@@ -235,8 +250,6 @@ impl MessageStore for SqliteStore {
     }
 }
 
-const SELECT_MESSAGE_NO: &str = "select message_no from messages where message_id = ?1";
-
 pub(crate) fn row_number(connection: &Connection, message_id: MessageId) -> rusqlite::Result<i64> {
     connection.prepare_cached(SELECT_MESSAGE_NO)?.query_row(params![message_id.as_bytes()], |row| row.get(0))
 }
@@ -315,31 +328,6 @@ fn touch_session(connection: &Connection, session_no: i64, moved: Moved, now: Ti
         moved.bytes,
     ])?;
     note_hour(connection, session_no, updated_at)
-}
-
-/// The sum of token counts, `None` while nobody gave one.
-pub(crate) fn plus_tokens(sum: Option<i64>, tokens: Option<i64>) -> Option<i64> {
-    match (sum, tokens) {
-        (sum, None) => sum,
-        (sum, Some(tokens)) => Some(sum.unwrap_or(0).saturating_add(tokens)),
-    }
-}
-
-/// The statement of a list and its bounds: after which and before which `seq`, and the offset.
-fn list_bounds(query: &MessageQuery, page: &PageRequest<MessagePosition>) -> (&'static str, i64, i64, i64) {
-    let mut after = query.after_seq.unwrap_or(0).clamp(0, SEQ_END - 1);
-    let mut before = query.before_seq.unwrap_or(SEQ_END).clamp(0, SEQ_END);
-    let mut offset = 0;
-    match (&page.start, query.order) {
-        (PageStart::Offset(n), _) => offset = i64::try_from(*n).unwrap_or(i64::MAX),
-        (PageStart::After(position), Order::Asc) => after = after.max(position.seq),
-        (PageStart::After(position), Order::Desc) => before = before.min(position.seq),
-    }
-    let sql = match query.order {
-        Order::Asc => LIST_MESSAGES_ASC,
-        Order::Desc => LIST_MESSAGES_DESC,
-    };
-    (sql, after, before, offset)
 }
 
 /// Reads a row of `message_columns!` of a known session.

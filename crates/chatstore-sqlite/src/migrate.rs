@@ -17,6 +17,13 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "search", sql: include_str!("../migrations/0002_search.sql"), serves_from: 2 },
     // A binary before it would serve deleted projects and forget the bytes that quotas count.
     Migration { version: 3, name: "access", sql: include_str!("../migrations/0003_access.sql"), serves_from: 3 },
+    // A binary beside or after it that looks at no records would do again what was done.
+    Migration {
+        version: 4,
+        name: "idempotency",
+        sql: include_str!("../migrations/0004_idempotency.sql"),
+        serves_from: 4,
+    },
 ];
 
 /// Marks a SQLite file as ours: `CHST`.
@@ -146,7 +153,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("a/b/chatstore.db");
         assert_eq!(migration_status(&path).unwrap()[0].applied_at, None);
-        assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["base", "search", "access"]);
+        assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["base", "search", "access", "idempotency"]);
         assert_eq!(migrate(&path, &Ctx::system()).unwrap(), Vec::<&str>::new());
         assert!(migration_status(&path).unwrap()[0].applied_at.is_some());
     }

@@ -4,6 +4,7 @@ mod delete;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim, IdempotencyRecord, Places};
 use chatstore_core::ids::ProjectId;
 use chatstore_core::page::{Page, PageRequest, PageStart, ProjectPosition};
 use chatstore_core::projects::{Project, ProjectPatch, ProjectSettings, ProjectStore, ProjectUsage, TokenSecret};
@@ -12,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::SqliteStore;
 use crate::columns::{count_column, id_column, settings_column, time_column, time_column_opt};
+use crate::idempotency::{find_record, insert_record};
 use crate::writer::{Failure, Kind};
 
 /// The columns of [`project_row`], in its order; `concat!` needs a literal, so it is a macro.
@@ -69,9 +71,13 @@ pub(crate) const WALKING_STATEMENTS: &[&str] = &[LIST_PROJECTS, delete::HAS_ERAS
 
 #[async_trait]
 impl ProjectStore for SqliteStore {
-    async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+    async fn create_project(&self, project: Project, claim: Option<&Claim>) -> Result<Answered<Project>, StoreError> {
+        let claim = claim.cloned();
         self.writer
             .write(Kind::Plain, bytes(&project), move |connection| {
+                if let Some(record) = find_record(connection, claim.as_ref())? {
+                    return replay(connection, project, &record).map(Answered::replay);
+                }
                 let (secret, previous, previous_expires_at) = token_secret_values(&project);
                 connection.prepare_cached(INSERT_PROJECT)?.execute(params![
                     project.project_id.as_bytes(),
@@ -83,7 +89,10 @@ impl ProjectStore for SqliteStore {
                     project.created_at.as_micros(),
                     project.updated_at.as_micros(),
                 ])?;
-                Ok(project)
+                if let Some(claim) = claim {
+                    insert_record(connection, &claim.record(project.project_id.to_string(), Places::default()))?;
+                }
+                Ok(Answered::first(project))
             })
             .await
     }
@@ -154,10 +163,15 @@ impl ProjectStore for SqliteStore {
         secret: Option<TokenSecret>,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Project, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Project>, StoreError> {
+        let claim = claim.cloned();
         self.writer
             .write(Kind::Plain, 0, move |connection| {
                 let mut project = find_project(connection, project_id)?;
+                if find_record(connection, claim.as_ref())?.is_some() {
+                    return Ok(Answered::replay(project));
+                }
                 project.rotate_token_secret(secret, previous_expires_at, now);
                 let (secret, previous, previous_expires_at) = token_secret_values(&project);
                 connection.prepare_cached(UPDATE_TOKEN_SECRETS)?.execute(params![
@@ -167,7 +181,10 @@ impl ProjectStore for SqliteStore {
                     previous_expires_at,
                     project.updated_at.as_micros(),
                 ])?;
-                Ok(project)
+                if let Some(claim) = claim {
+                    insert_record(connection, &claim.record(project.project_id.to_string(), Places::default()))?;
+                }
+                Ok(Answered::first(project))
             })
             .await
     }
@@ -194,6 +211,18 @@ impl ProjectStore for SqliteStore {
         };
         let summed = self.readers.read(move |reader| reader.query_row(SUM_USAGE, [project_id.as_bytes()], usage)).await;
         Ok(summed?.unwrap_or_default())
+    }
+}
+
+/// The project that the request of `record` was answered, made of the same body.
+fn replay(connection: &Connection, project: Project, record: &IdempotencyRecord) -> Result<Project, Failure> {
+    let found = ProjectId::parse(&record.target).ok_or_else(|| StoreError::internal("a record names no project"))?;
+    match find_project(connection, found) {
+        Ok(Project { project_id, created_at, .. }) => {
+            Ok(Project { project_id, created_at, updated_at: created_at, ..project })
+        }
+        Err(Failure::Answer(StoreError::NotFound)) => Err(StoreError::Gone.into()),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -1,37 +1,31 @@
 //! Sessions in SQLite.
 
 mod columns;
+mod create;
 mod list;
 
 use async_trait::async_trait;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::SessionId;
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::ERASE_MESSAGES_BATCH;
+use chatstore_core::messages::NewMessage;
 use chatstore_core::page::{Page, PageRequest, SessionPosition};
-use chatstore_core::sessions::{
-    NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionSort, SessionStore,
-};
-use chatstore_core::store::{ExpectedVersion, Quotas, Scope, StoreError};
+use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionStore};
+use chatstore_core::store::{ExpectedVersion, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use crate::SqliteStore;
-use crate::columns::{count_column, id_column, json_column, time_column, time_column_opt};
+use crate::columns::{id_column, json_column, time_column, time_column_opt};
 use crate::derived::delete_derived;
 use crate::embeddings::jobs::delete_jobs;
+use crate::messages::append::Arriving;
 use crate::messages::{SEQ_END, message_no};
 use crate::search::index::Home;
 use crate::writer::{Failure, Kind, WriteConnection};
 
-/// Nothing is stored in a project that is deleted: nobody would erase it.
-const INSERT_SESSION: &str = "insert into sessions
-    (session_id, project_id, user_id, session_name, is_favorite, metadata, external_id, last_seq, message_count,
-     token_count, version, created_at, updated_at, last_message_at, updated_hour, active_hour, deleted_at, forked_from)
-    select ?1, p.project_id, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18
-    from projects p where p.project_id = ?2 and p.deleted_at is null";
-const COUNT_SESSIONS_OF_USER: &str = "select count(*) from (
-    select 1 from sessions where project_id = ?1 and user_id = ?2 and deleted_at is null limit ?3)";
 const SELECT_SESSION: &str = concat!(
     "select ",
     session_columns!(),
@@ -69,8 +63,8 @@ const ERASE_CONTENT_BYTES_BATCH: i64 = 8 << 10;
 
 #[cfg(test)]
 pub(crate) const STATEMENTS: &[&str] = &[
-    INSERT_SESSION,
-    COUNT_SESSIONS_OF_USER,
+    create::INSERT_SESSION,
+    create::COUNT_SESSIONS_OF_USER,
     SELECT_SESSION,
     UPDATE_SESSION,
     UPDATE_UPDATED_HOUR,
@@ -87,6 +81,8 @@ pub(crate) const STATEMENTS: &[&str] = &[
 ];
 
 pub(crate) use columns::session_columns;
+use create::create;
+pub(crate) use create::insert_session;
 use list::{COUNT_MATCHES, FEW_MATCHES_MAX, Path, list_statement, one_user};
 
 /// A session with its private number.
@@ -97,18 +93,23 @@ pub(crate) struct SessionRow {
 
 #[async_trait]
 impl SessionStore for SqliteStore {
-    async fn create_session(&self, scope: &Scope, new: NewSession) -> Result<Session, StoreError> {
-        let session = new.into_session(scope.project_id);
-        if scope.user_id.is_some() && session.user_id != scope.user_id {
+    async fn create_session(
+        &self,
+        scope: &Scope,
+        new: NewSession,
+        messages: Vec<NewMessage>,
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Session>, StoreError> {
+        if scope.user_id.is_some() && new.user_id != scope.user_id {
             let detail = "is another than the caller speaks for".to_owned();
             return Err(StoreError::Invalid { pointer: "/user_id".to_owned(), detail });
         }
-        let quotas = scope.quotas;
+        let (scope, claim) = (scope.clone(), claim.cloned());
+        let home = Home { project_id: scope.project_id, bucket: new.session_id.bucket() };
+        let first = Arriving::new(home, messages, new.created_at).await?;
+        let bytes = new.metadata.bytes() + first.bytes();
         self.writer
-            .write(Kind::Plain, session.bytes(), move |connection| {
-                insert_session(connection, &quotas, &session)?;
-                Ok(session)
-            })
+            .write(Kind::Plain, bytes, move |connection| create(connection, &scope, new, first, claim.as_ref()))
             .await
     }
 
@@ -223,51 +224,6 @@ pub(crate) fn delete(connection: &WriteConnection, row: &SessionRow, now: Timest
     drop_metadata(connection, *session_no, session, &session.metadata)?;
     delete_jobs(connection, message_no(*session_no, 0), message_no(*session_no, SEQ_END))?;
     connection.prepare_cached(INSERT_ERASURE)?.execute(params![session_no]).map(drop)
-}
-
-/// Stores a session as it is and returns its number.
-pub(crate) fn insert_session(connection: &Connection, quotas: &Quotas, session: &Session) -> Result<i64, Failure> {
-    let inserted = connection.prepare_cached(INSERT_SESSION)?.execute(params![
-        session.session_id.as_bytes(),
-        session.project_id.as_bytes(),
-        session.user_id,
-        session.session_name,
-        session.is_favorite,
-        session.metadata.as_str(),
-        session.external_id,
-        session.last_seq,
-        session.message_count,
-        session.token_count,
-        session.version,
-        session.created_at.as_micros(),
-        session.updated_at.as_micros(),
-        session.last_message_at.map(Timestamp::as_micros),
-        session.updated_at.hour(),
-        session.sorted_by(SessionSort::LastMessageAt).hour(),
-        session.deleted_at.map(Timestamp::as_micros),
-        session.forked_from.as_ref().map(SessionId::as_bytes),
-    ])?;
-    if inserted == 0 {
-        return Err(StoreError::NotFound.into());
-    }
-    let session_no = connection.last_insert_rowid();
-    if session.deleted_at.is_none() {
-        check_quota(connection, quotas, session)?;
-        insert_metadata(connection, session_no, session)?;
-    }
-    Ok(session_no)
-}
-
-/// Refuses a session, stored just now, that is one too many for its user.
-fn check_quota(connection: &Connection, quotas: &Quotas, session: &Session) -> Result<(), Failure> {
-    let (Some(max), Some(user_id)) = (quotas.sessions_per_user, &session.user_id) else {
-        return Ok(());
-    };
-    // One too many is enough to be counted.
-    let enough = i64::try_from(max.saturating_add(1)).unwrap_or(i64::MAX);
-    let params = params![session.project_id.as_bytes(), user_id, enough];
-    let count = connection.prepare_cached(COUNT_SESSIONS_OF_USER)?.query_row(params, |row| count_column(row, 0))?;
-    Ok(quotas.check_sessions(count)?)
 }
 
 fn insert_metadata(connection: &Connection, session_no: i64, session: &Session) -> rusqlite::Result<()> {

@@ -130,23 +130,27 @@ impl Writer {
         F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
-        self.enqueue(kind, bytes, job)?.await.unwrap_or_else(|_| Err(closed()))
+        self.write_as(bytes, move |connection| Ok((kind, job(connection)?))).await
     }
 
-    fn enqueue<F, T>(
-        &self,
-        kind: Kind,
-        bytes: usize,
-        job: F,
-    ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError>
+    /// The same with a job of which only itself can tell what it was for.
+    pub(crate) async fn write_as<F, T>(&self, bytes: usize, job: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&WriteConnection) -> Result<(Kind, T), Failure> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.enqueue(bytes, job)?.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn enqueue<F, T>(&self, bytes: usize, job: F) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError>
+    where
+        F: FnOnce(&WriteConnection) -> Result<(Kind, T), Failure> + Send + 'static,
         T: Send + 'static,
     {
         self.shared.check()?;
         let waiting = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(WriteJob { run: Some(job), result: None, reply, bytes, kind });
+        let job = Box::new(WriteJob { run: Some(job), result: None, reply, bytes });
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*queue {
             None => Err(closed()),

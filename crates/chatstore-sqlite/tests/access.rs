@@ -61,14 +61,14 @@ impl World {
     }
 
     async fn session(&self, scope: &Scope) -> Session {
-        self.store.create_session(scope, self.new_session(scope, None)).await.unwrap()
+        self.store.create_session(scope, self.new_session(scope, None), Vec::new(), None).await.unwrap().value
     }
 
     async fn project(&self, name: &str) -> Project {
         let created_at = self.ctx.now();
         let mut project = Project::new(self.ctx.new_project_id(created_at), name, created_at);
         project.token_secrets = vec![TokenSecret::generate(&self.ctx), TokenSecret::generate(&self.ctx)];
-        self.store.create_project(project).await.unwrap()
+        self.store.create_project(project, None).await.unwrap().value
     }
 
     fn text(&self) -> String {
@@ -198,13 +198,15 @@ async fn stored_bytes_are_those_of_the_live_messages_after_every_change() {
             9 => {
                 let mut new = vec![world.new_message(&session), world.new_message(&session)];
                 new[1].parent_id = Some(new[1].message_id);
-                let refused = world.store.append_messages(scope, session.session_id, new, now).await;
+                let refused = world.store.append_messages(scope, session.session_id, new, now, None).await;
                 assert!(refused.is_err());
                 "a refused append_messages"
             }
             _ => {
                 let new = (0..world.below(4)).map(|_| world.new_message(&session)).collect();
-                messages.extend(world.store.append_messages(scope, session.session_id, new, now).await.unwrap());
+                messages.extend(
+                    world.store.append_messages(scope, session.session_id, new, now, None).await.unwrap().value,
+                );
                 "append_messages"
             }
         };
@@ -257,7 +259,7 @@ async fn a_file_of_the_second_schema_knows_what_it_holds() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chatstore.db");
     make_old(&path);
-    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["access"]);
+    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["access", "idempotency"]);
     let store = open(&path);
     let usage = store.get_project_usage(ProjectId::DEFAULT).await.unwrap();
     assert_eq!(usage, ProjectUsage { sessions: 2, messages: 2, bytes: (7 + 6 + 7) + (7 + 7 + 4) });
@@ -286,7 +288,7 @@ async fn erase_deleted_projects_deletes_a_batch_at_a_time() {
     for _ in 0..more {
         let session = world.session(&scope).await;
         let new = vec![NewMessage { content: "secret".to_owned(), ..world.new_message(&session) }];
-        world.store.append_messages(&scope, session.session_id, new, world.ctx.now()).await.unwrap();
+        world.store.append_messages(&scope, session.session_id, new, world.ctx.now(), None).await.unwrap();
     }
     let kept = world.session(&world.scope).await;
     let outsider = Connection::open(&world.path).unwrap();
@@ -334,7 +336,7 @@ async fn a_deleted_project_takes_no_session_that_nobody_would_erase() {
     world.store.delete_project(doomed.project_id, world.ctx.now()).await.unwrap();
     while world.store.erase_deleted_projects(world.ctx.now()).await.unwrap() {}
     let new = world.new_session(&scope, Some("ada"));
-    assert_eq!(world.store.create_session(&scope, new.clone()).await, Err(StoreError::NotFound));
+    assert_eq!(world.store.create_session(&scope, new.clone(), Vec::new(), None).await, Err(StoreError::NotFound));
     let archived = ArchivedSession {
         identity: ArchiveIdentity::SessionId,
         session: new.into_session(doomed.project_id),
@@ -351,7 +353,8 @@ async fn concurrent_create_session_never_passes_the_quota() {
     let world = World::new(15);
     let quotas = Quotas { sessions_per_user: Some(5), ..Quotas::default() };
     let scope = Scope { quotas, ..world.scope.clone() };
-    let creations = (0..40).map(|_| world.store.create_session(&scope, world.new_session(&scope, Some("ada"))));
+    let creations =
+        (0..40).map(|_| world.store.create_session(&scope, world.new_session(&scope, Some("ada")), Vec::new(), None));
     let created = join_all(creations).await;
     assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 5);
     let refused = Err(StoreError::QuotaExceeded { quota: "sessions_per_user", max: 5 });

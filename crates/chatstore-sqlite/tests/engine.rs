@@ -54,7 +54,7 @@ impl Engine {
             external_id: None,
             created_at,
         };
-        self.store.create_session(&self.scope, new).await.expect("a session can be created")
+        self.store.create_session(&self.scope, new, Vec::new(), None).await.expect("a session can be created").value
     }
 
     fn new_message(&self, session: &Session) -> NewMessage {
@@ -62,7 +62,8 @@ impl Engine {
     }
 
     async fn append(&self, session: &Session, new: Vec<NewMessage>) -> Result<Vec<Message>, StoreError> {
-        self.store.append_messages(&self.scope, session.session_id, new, self.ctx.now()).await
+        let appended = self.store.append_messages(&self.scope, session.session_id, new, self.ctx.now(), None).await;
+        appended.map(|answered| answered.value)
     }
 
     async fn say(&self, session: &Session) -> Result<Message, StoreError> {
@@ -344,8 +345,7 @@ async fn long_reads_give_the_same_answers_as_quick_ones() {
             messages.iter_mut().take(50).for_each(|message| message.content.clone_from(&large));
             messages[0].role = "rare".to_owned();
         }
-        let now = engine.ctx.now();
-        engine.store.append_messages(&engine.scope, session.session_id, messages, now).await.expect("appended");
+        engine.append(&session, messages).await.expect("appended");
     }
     let list = async |role: Option<&str>, order| {
         let query = MessageQuery { role: role.map(ToOwned::to_owned), order, ..MessageQuery::default() };

@@ -88,7 +88,7 @@ impl World {
     }
 
     async fn session(&self, user: &str) -> Session {
-        self.store.create_session(&self.project, self.new_session(Some(user))).await.unwrap()
+        self.store.create_session(&self.project, self.new_session(Some(user)), Vec::new(), None).await.unwrap().value
     }
 
     fn message(&self, session: &Session, content: &str) -> NewMessage {
@@ -96,7 +96,7 @@ impl World {
     }
 
     async fn append(&self, session: &Session, new: Vec<NewMessage>) -> Vec<Message> {
-        self.store.append_messages(&self.project, session.session_id, new, self.ctx.now()).await.unwrap()
+        self.store.append_messages(&self.project, session.session_id, new, self.ctx.now(), None).await.unwrap().value
     }
 
     async fn edit(&self, message: &Message, content: &str) {
@@ -501,7 +501,7 @@ async fn a_file_of_the_first_schema_becomes_searchable_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chatstore.db");
     make_old(&path, 3, 700);
-    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["search", "access"]);
+    assert_eq!(migrate(&path, &Ctx::system()).unwrap(), ["search", "access", "idempotency"]);
     let store = SqliteStore::open(&options(&path)).unwrap();
     let (project, ada) = (Scope::project(ProjectId::DEFAULT), Scope::user(ProjectId::DEFAULT, "ada"));
     let search = async |text: &str| {
@@ -643,7 +643,7 @@ async fn search_vectors_equals_a_look_at_every_vector_whatever_is_kept_in_memory
             // Either process writes.
             let store = if world.random.below(2) == 0 { &world.store } else { &neighbour };
             let (id, now) = (session.session_id, world.ctx.now());
-            store.append_messages(&world.project, id, vec![new], now).await.unwrap();
+            store.append_messages(&world.project, id, vec![new], now, None).await.unwrap();
         }
         let everything = world.everything().await;
         let message = world.random.pick(&everything).1.clone();

@@ -136,7 +136,8 @@ pub(crate) async fn find_or_create(store: &dyn Store, ctx: &Ctx, name: &str) -> 
     check_project_name("--project", name)?;
     let now = ctx.now();
     let made = audited(store, ctx, "projects create", async |deed| {
-        match store.create_project(Project::new(ctx.new_project_id(now), name, now)).await {
+        match store.create_project(Project::new(ctx.new_project_id(now), name, now), None).await.map(|made| made.value)
+        {
             Ok(project) => {
                 deed.concerns(&project);
                 Ok(Some(project))
@@ -201,7 +202,7 @@ async fn create(store: &dyn Store, ctx: &Ctx, name: &str, own: &ProjectArgs) -> 
         let now = ctx.now();
         let mut project = Project::new(ctx.new_project_id(now), name, now);
         own.patch(&project.settings)?.apply(&mut project, now);
-        let project = store.create_project(project).await.map_err(|error| taken(error, name))?;
+        let project = store.create_project(project, None).await.map_err(|error| taken(error, name))?.value;
         deed.concerns(&project);
         Ok(project)
     });
@@ -293,7 +294,7 @@ async fn rotate_token_secret(store: &dyn Store, ctx: &Ctx, args: &TokenSecretArg
         deed.concerns(&project);
         let now = ctx.now();
         let until = if args.remove { now } else { grace_end(&args.grace, now)? };
-        let project = store.rotate_token_secret(project.project_id, secret, until, now).await?;
+        let project = store.rotate_token_secret(project.project_id, secret, until, now, None).await?.value;
         deed.is_done();
         let Some(secret) = secret else {
             eprintln!("The project {} has no secret for user tokens any more.", project.name);

@@ -641,7 +641,7 @@ async fn changes_of_keys_and_projects_follow(engine: Engine) {
         let rotate = async |key_id: &str, grace_us: i64| {
             let digest = PresentedKey::rotate(ctx, key_id).unwrap().digest();
             let now = ctx.now();
-            store.rotate_api_key(&host, key_id, digest, now.plus_micros(grace_us), now).await.unwrap();
+            store.rotate_api_key(&host, key_id, digest, now.plus_micros(grace_us), now, None).await.unwrap();
         };
         rotate(&keys[0], 3_600_000_000).await;
         rotate(&keys[1], 0).await;
@@ -730,10 +730,10 @@ async fn what_is_taken_at_the_target_is_named_before_anything_is_written() {
         let named = target.project("other", target.ctx.now()).await;
         let renamed = source.project("mine", source.ctx.now()).await;
         let mine = source.store.get_project_by_name("mine").await.unwrap().unwrap();
-        target.store.create_project(Project { name: "yours".to_owned(), ..mine }).await.unwrap();
+        target.store.create_project(Project { name: "yours".to_owned(), ..mine }, None).await.unwrap();
         let key = source.store.list_api_keys(None, &whole()).await.unwrap().items.remove(0).0;
         let digest = PresentedKey::generate(&source.ctx).digest();
-        target.store.create_api_key(ApiKey { digest, ..key.clone() }).await.unwrap();
+        target.store.create_api_key(ApiKey { digest, ..key.clone() }, None).await.unwrap();
         source.store.close().await;
         target.store.close().await;
         let before = Contents::of(&to).await;

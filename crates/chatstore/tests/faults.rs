@@ -103,7 +103,7 @@ impl Journal {
 
     /// Everything acknowledged is there as it was acknowledged, in an unbroken order.
     fn check(&self, client: &mut Client, messages: &str) {
-        let found = client.all_messages(messages);
+        let found = client.all(messages);
         for (message, seq) in found.iter().zip(1_i64..) {
             assert_eq!(message["seq"], seq);
         }

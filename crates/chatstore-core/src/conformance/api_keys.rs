@@ -48,7 +48,7 @@ async fn stored(t: &TestStore, key_id: &str) -> ApiKey {
 }
 
 async fn create(t: &TestStore, key: ApiKey) -> ApiKey {
-    t.store.create_api_key(key.clone()).await.unwrap();
+    t.store.create_api_key(key.clone(), None).await.unwrap();
     key
 }
 
@@ -71,7 +71,7 @@ pub async fn create_api_key_stores_every_field(t: TestStore) {
 pub async fn create_api_key_of_no_project_is_not_found(t: TestStore) {
     let project_id = t.ctx.new_project_id(t.ctx.now());
     let orphan = ApiKey { project_id, ..key(&t) };
-    assert_eq!(t.store.create_api_key(orphan.clone()).await, Err(StoreError::NotFound));
+    assert_eq!(t.store.create_api_key(orphan.clone(), None).await.err(), Some(StoreError::NotFound));
     assert!(t.store.get_api_key(&orphan.key_id).await.unwrap().is_none());
 }
 
@@ -170,7 +170,7 @@ pub async fn rotate_api_key_keeps_the_old_secret_for_a_while(t: TestStore) {
     let (host, next) = (Authority::host(), KeyDigest::of("next"));
     let now = t.ctx.now();
     let grace = now.plus_micros(STEP_US);
-    let rotated = t.store.rotate_api_key(&host, &key.key_id, next, grace, now).await.unwrap();
+    let rotated = t.store.rotate_api_key(&host, &key.key_id, next, grace, now, None).await.unwrap().value;
     let mut expected = key.clone();
     expected.rotate(next, grace, now);
     assert_eq!(shown(&rotated), shown(&expected));
@@ -179,11 +179,11 @@ pub async fn rotate_api_key_keeps_the_old_secret_for_a_while(t: TestStore) {
     assert!(found.accepts(&key.digest, now) && found.accepts(&next, now) && !found.accepts(&key.digest, grace));
     // The one before the last ends with the next rotation.
     let last = KeyDigest::of("last");
-    t.store.rotate_api_key(&host, &key.key_id, last, grace, now).await.unwrap();
+    t.store.rotate_api_key(&host, &key.key_id, last, grace, now, None).await.unwrap();
     let found = stored(&t, &key.key_id).await;
     assert!(found.accepts(&last, now) && found.accepts(&next, now) && !found.accepts(&key.digest, now));
     t.store.revoke_api_key(&host, &key.key_id, now).await.unwrap();
-    let refused = t.store.rotate_api_key(&host, &key.key_id, next, grace, now).await;
+    let refused = t.store.rotate_api_key(&host, &key.key_id, next, grace, now, None).await;
     assert_eq!(refused.err(), Some(StoreError::Conflict { field: "revoked_at" }));
 }
 
@@ -215,7 +215,7 @@ pub async fn changes_of_keys_need_the_authority_for_them(t: TestStore) {
     ] {
         let refused = Some(refusal);
         assert_eq!(t.store.update_api_key(&admin, key_id, rename(), now).await.err(), refused);
-        let rotated = t.store.rotate_api_key(&admin, key_id, KeyDigest::of("mine"), now, now).await;
+        let rotated = t.store.rotate_api_key(&admin, key_id, KeyDigest::of("mine"), now, now, None).await;
         assert_eq!(rotated.err(), refused);
         assert_eq!(t.store.revoke_api_key(&admin, key_id, now).await.err(), refused);
     }

@@ -104,9 +104,14 @@ pub async fn append_messages_refuses_another_length_and_stores_nothing(t: TestSt
 pub async fn a_model_of_another_project_has_its_own_length(t: TestStore) {
     let session = t.session().await;
     t.place(&session, &[1.0, 0.0]).await;
-    let foreign = t.store.create_session(&t.other, t.placed(&t.other, t.new_session(None))).await.unwrap();
+    let foreign = t
+        .store
+        .create_session(&t.other, t.placed(&t.other, t.new_session(None)), Vec::new(), None)
+        .await
+        .unwrap()
+        .value;
     let new = NewMessage { embedding: Some(embedding(&[1.0])), ..t.new_message(&foreign, "x") };
-    t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now()).await.unwrap();
+    t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now(), None).await.unwrap();
     let count = |dimensions| vec![ModelCount { model: "m".to_owned(), dimensions, vectors: 1 }];
     assert_eq!(t.backlog().await.models, count(2));
     assert_eq!(t.store.get_embedding_backlog(&t.other).await.unwrap().models, count(1));
@@ -194,10 +199,15 @@ pub async fn claim_embedding_jobs_is_oldest_first_and_bounded_in_bytes(t: TestSt
 }
 
 pub async fn claim_embedding_jobs_and_reindex_some_pass_over_deleted_projects(t: TestStore) {
-    let doomed = t.store.create_session(&t.other, t.placed(&t.other, t.new_session(None))).await.unwrap();
+    let doomed = t
+        .store
+        .create_session(&t.other, t.placed(&t.other, t.new_session(None)), Vec::new(), None)
+        .await
+        .unwrap()
+        .value;
     for _ in 0..5 {
         let new = NewMessage { embed: true, ..t.new_message(&doomed, "a secret") };
-        t.store.append_messages(&t.other, doomed.session_id, vec![new], t.ctx.now()).await.unwrap();
+        t.store.append_messages(&t.other, doomed.session_id, vec![new], t.ctx.now(), None).await.unwrap();
     }
     let kept = t.queue(&t.session().await, "kept").await;
     t.store.delete_project(t.other.project_id, t.ctx.now()).await.unwrap();

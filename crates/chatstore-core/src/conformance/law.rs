@@ -1,7 +1,7 @@
 //! No store method without a check, no check that is not run.
 
 /// The nouns: their contract and their checks.
-const NOUNS: [(&str, &str, &str); 9] = [
+const NOUNS: [(&str, &str, &str); 10] = [
     ("sessions", include_str!("../sessions.rs"), include_str!("sessions.rs")),
     ("messages", include_str!("../messages.rs"), include_str!("messages.rs")),
     ("api_keys", include_str!("../api_keys.rs"), include_str!("api_keys.rs")),
@@ -10,6 +10,7 @@ const NOUNS: [(&str, &str, &str); 9] = [
     ("archive", include_str!("../archive.rs"), include_str!("archive.rs")),
     ("search", include_str!("../search.rs"), include_str!("search.rs")),
     ("embeddings", include_str!("../embeddings.rs"), include_str!("embeddings.rs")),
+    ("idempotency", include_str!("../idempotency.rs"), include_str!("idempotency.rs")),
     ("store", include_str!("../store.rs"), include_str!("store.rs")),
 ];
 

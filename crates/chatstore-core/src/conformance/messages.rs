@@ -74,7 +74,7 @@ pub async fn append_messages_stores_every_field_byte_for_byte(t: TestStore) {
         .zip(2..)
         .map(|(new, seq)| new.clone().into_message(t.project.project_id, session.session_id, seq, now))
         .collect();
-    assert_eq!(t.store.append_messages(&t.project, session.session_id, new, now).await.unwrap(), expected);
+    assert_eq!(t.store.append_messages(&t.project, session.session_id, new, now, None).await.unwrap().value, expected);
     assert_eq!(t.messages(&session).await[1..], expected);
     for message in &expected {
         assert_eq!(get(&t, message).await.as_ref(), Some(message));
@@ -101,7 +101,7 @@ pub async fn append_moves_the_counters_of_its_session_but_not_its_version(t: Tes
     for (n, tokens) in [(1, [None, None]), (2, [Some(5), None]), (3, [Some(7), Some(0)])] {
         let new = tokens.map(|token_count| NewMessage { token_count, ..t.new_message(&session, "x") });
         let now = t.ctx.now().plus_micros(n * HOUR_US);
-        t.store.append_messages(&t.project, session.session_id, new.to_vec(), now).await.unwrap();
+        t.store.append_messages(&t.project, session.session_id, new.to_vec(), now, None).await.unwrap();
         expected.last_seq += 2;
         expected.message_count += 2;
         expected.token_count = [None, Some(5), Some(12)][usize::try_from(n).unwrap() - 1];
@@ -117,7 +117,8 @@ pub async fn append_with_a_late_clock_turns_no_time_back(t: TestStore) {
     let before = t.reload(&session).await;
     let past = session.created_at.plus_micros(-2 * HOUR_US);
     let new = vec![t.new_message(&session, "two")];
-    let message = t.store.append_messages(&t.project, session.session_id, new, past).await.unwrap().remove(0);
+    let message =
+        t.store.append_messages(&t.project, session.session_id, new, past, None).await.unwrap().value.remove(0);
     assert_eq!((message.seq, message.created_at), (2, past));
     let after = t.reload(&session).await;
     assert_eq!((after.updated_at, after.last_message_at), (before.updated_at, before.last_message_at));
@@ -132,10 +133,10 @@ pub async fn append_messages_stores_a_batch_whole_or_not_at_all(t: TestStore) {
     let good = || NewMessage { token_count: Some(3), ..t.new_message(&session, "good") };
     let with_id = |id: &str| NewMessage { external_id: Some(id.to_owned()), ..good() };
     let stray = NewMessage { parent_id: Some(good().message_id), ..good() };
-    let taken = StoreError::Conflict { field: "external_id" };
+    let taken = Err(StoreError::ExternalIdTaken { n: 1 });
     assert!(is_invalid(t.append(&session, vec![good(), good(), stray]).await, "/2/parent_id"));
-    assert_eq!(t.append(&session, vec![good(), with_id("msg_1"), good()]).await, Err(taken.clone()));
-    assert_eq!(t.append(&session, vec![with_id("msg_2"), with_id("msg_2")]).await, Err(taken));
+    assert_eq!(t.append(&session, vec![good(), with_id("msg_1"), good()]).await, taken);
+    assert_eq!(t.append(&session, vec![with_id("msg_2"), with_id("msg_2")]).await, taken);
     let again = NewMessage { message_id: first.message_id, ..good() };
     let taken = StoreError::Conflict { field: "message_id" };
     assert_eq!(t.append(&session, vec![good(), again]).await, Err(taken));
@@ -183,7 +184,7 @@ pub async fn concurrent_append_messages_fail_alone(t: TestStore) {
     let absent = t.new_session(None).into_session(t.project.project_id);
     let results = join_all((0..32).map(|n| {
         let target = if n % 4 == 3 { &absent } else { &session };
-        let mut new = t.new_message(target, "x");
+        let mut new = t.new_message(target, &format!("{n}"));
         match n % 4 {
             1 => new.external_id = Some("msg_1".to_owned()),
             2 => new.parent_id = Some(t.new_message(&session, "stray").message_id),
@@ -195,7 +196,7 @@ pub async fn concurrent_append_messages_fail_alone(t: TestStore) {
     let of_kind = |kind| results.iter().skip(kind).step_by(4);
     assert!(of_kind(0).all(Result::is_ok));
     assert_eq!(of_kind(1).filter(|result| result.is_ok()).count(), 1);
-    let taken = Err(StoreError::Conflict { field: "external_id" });
+    let taken = Err(StoreError::ExternalIdTaken { n: 0 });
     assert_eq!(of_kind(1).filter(|result| **result == taken).count(), 7);
     assert!(of_kind(2).all(|result| is_invalid(result.clone(), "/0/parent_id")));
     assert!(of_kind(3).all(|result| *result == Err(StoreError::NotFound)));
@@ -205,13 +206,14 @@ pub async fn concurrent_append_messages_fail_alone(t: TestStore) {
 pub async fn append_messages_tells_the_first_of_several_faults(t: TestStore) {
     let session = t.session().await;
     let named =
-        |external_id: &str| NewMessage { external_id: Some(external_id.to_owned()), ..t.new_message(&session, "x") };
-    t.append(&session, vec![named("msg_1")]).await.unwrap();
+        |content: &str| NewMessage { external_id: Some("msg_1".to_owned()), ..t.new_message(&session, content) };
+    t.append(&session, vec![named("x")]).await.unwrap();
     let stray = t.new_message(&session, "stray").message_id;
     let orphan = NewMessage { parent_id: Some(stray), ..t.new_message(&session, "y") };
-    let taken = Err(StoreError::Conflict { field: "external_id" });
-    assert_eq!(t.append(&session, vec![named("msg_1"), orphan.clone()]).await, taken);
-    assert!(is_invalid(t.append(&session, vec![orphan, named("msg_1")]).await, "/0/parent_id"));
+    let taken = Err(StoreError::ExternalIdTaken { n: 0 });
+    assert_eq!(t.append(&session, vec![named("z"), orphan.clone()]).await, taken);
+    assert!(is_invalid(t.append(&session, vec![named("x"), orphan.clone()]).await, "/1/parent_id"));
+    assert!(is_invalid(t.append(&session, vec![orphan, named("z")]).await, "/0/parent_id"));
     // A parent may come with its answer.
     let parent = t.new_message(&session, "question");
     let answer = NewMessage { parent_id: Some(parent.message_id), ..t.new_message(&session, "answer") };
@@ -501,15 +503,58 @@ pub async fn a_parent_stands_in_the_same_session_and_is_not_deleted(t: TestStore
 
 pub async fn an_external_id_is_unique_within_its_session(t: TestStore) {
     let (session, neighbour) = (t.session().await, t.session().await);
-    let append = async |session: &Session| {
-        let new = NewMessage { external_id: Some("msg_1".to_owned()), ..t.new_message(session, "x") };
+    let append = async |session: &Session, content: &str| {
+        let new = NewMessage { external_id: Some("msg_1".to_owned()), ..t.new_message(session, content) };
         t.append(session, vec![new]).await
     };
-    let message = append(&session).await.unwrap().remove(0);
-    append(&neighbour).await.unwrap();
-    assert_eq!(append(&session).await, Err(StoreError::Conflict { field: "external_id" }));
+    let message = append(&session, "x").await.unwrap().remove(0);
+    append(&neighbour, "y").await.unwrap();
+    assert_eq!(append(&session, "y").await, Err(StoreError::ExternalIdTaken { n: 0 }));
     delete(&t, &message).await;
-    assert_eq!(append(&session).await.unwrap()[0].seq, 2);
+    assert_eq!(append(&session, "x").await.unwrap()[0].seq, 2);
+}
+
+pub async fn find_message_knows_a_message_by_both_its_names(t: TestStore) {
+    let (session, neighbour) = (t.session_of("ada").await, t.session_of("ada").await);
+    let named = |session: &Session, name: &str| NewMessage {
+        external_id: Some(name.to_owned()),
+        ..t.new_message(session, name)
+    };
+    let messages = t.append(&session, vec![named(&session, "rs_1"), t.new_message(&session, "x")]).await.unwrap();
+    let find = async |session: &Session, name: &str| t.store.find_message(&t.project, session.session_id, name).await;
+    assert_eq!(find(&session, "rs_1").await, Ok(Some(messages[0].clone())));
+    for message in &messages {
+        assert_eq!(find(&session, &message.message_id.to_item_id("msg")).await, Ok(Some(message.clone())));
+        assert_eq!(find(&session, &message.message_id.to_item_id("fc")).await, Ok(None), "it is no function call");
+    }
+    let call = NewMessage { kind: "function_call".to_owned(), ..t.new_message(&neighbour, "f") };
+    let call = t.append(&neighbour, vec![call]).await.unwrap().remove(0);
+    for (prefix, found) in [("fc", true), ("msg", true), ("rs", false)] {
+        assert_eq!(find(&neighbour, &call.message_id.to_item_id(prefix)).await.unwrap().is_some(), found, "{prefix}");
+    }
+    let own = messages[1].message_id.to_item_id("msg");
+    for name in ["", "rs_2", "RS_1", "x", &messages[1].message_id.to_string(), "msg_018f4e2a7b1c7def8abc0123456789ab"] {
+        assert_eq!(find(&session, name).await, Ok(None), "{name}");
+    }
+    // A session knows its own messages alone, also by a name that is another's id.
+    assert_eq!(find(&neighbour, "rs_1").await, Ok(None));
+    assert_eq!(find(&neighbour, &own).await, Ok(None));
+    let there = t.append(&neighbour, vec![named(&neighbour, &own)]).await.unwrap().remove(0);
+    assert_eq!(find(&neighbour, &own).await, Ok(Some(there)));
+    assert_eq!(find(&session, &own).await, Ok(Some(messages[1].clone())));
+    // What is deleted keeps its place.
+    delete(&t, &messages[1]).await;
+    let found = find(&session, &own).await.unwrap().unwrap();
+    assert_eq!((found.seq, found.deleted_at.is_some(), found.content.as_str()), (2, true, ""));
+    delete(&t, &messages[0]).await;
+    assert_eq!(find(&session, "rs_1").await.unwrap().filter(|message| message.deleted_at.is_none()), None);
+    // Only who sees the session finds anything in it.
+    for scope in [t.other.clone(), t.user("bob")] {
+        let refused = t.store.find_message(&scope, session.session_id, &own).await;
+        assert_eq!(refused, Err(StoreError::NotFound), "{scope:?}");
+    }
+    t.store.delete_session(&t.project, session.session_id, Any, t.ctx.now()).await.unwrap();
+    assert_eq!(find(&session, &own).await, Err(StoreError::NotFound));
 }
 
 pub async fn messages_outside_the_scope_are_absent(t: TestStore) {
@@ -524,7 +569,7 @@ pub async fn messages_outside_the_scope_are_absent(t: TestStore) {
         let listed = t.store.list_messages(&scope, session.session_id, &query, &page).await;
         assert_eq!(listed, Err(absent.clone()), "{scope:?}");
         let new = vec![t.new_message(&session, "intruder")];
-        let appended = t.store.append_messages(&scope, session.session_id, new, now).await;
+        let appended = t.store.append_messages(&scope, session.session_id, new, now, None).await;
         assert_eq!(appended, Err(absent.clone()), "{scope:?}");
         for expected in [Any, OneOf(vec![99])] {
             let updated = t.store.update_message(&scope, id, rewrite("x"), expected.clone(), now).await;
@@ -538,7 +583,7 @@ pub async fn messages_outside_the_scope_are_absent(t: TestStore) {
     assert_eq!(t.store.get_message(&own, id).await, Ok(Some(message)));
     t.store.update_message(&own, id, rewrite("mine"), Any, late).await.unwrap();
     let new = vec![t.new_message(&session, "mine too")];
-    assert_eq!(t.store.append_messages(&own, session.session_id, new, late).await.unwrap()[0].seq, 2);
+    assert_eq!(t.store.append_messages(&own, session.session_id, new, late, None).await.unwrap().value[0].seq, 2);
     t.store.delete_message(&own, id, Any, late).await.unwrap();
 }
 
@@ -548,7 +593,7 @@ pub async fn append_messages_keeps_to_the_quota_of_its_session(t: TestStore) {
     let (session, other) = (t.session().await, t.session().await);
     let append = async |session: &Session, count: usize| {
         let new = (0..count).map(|_| t.new_message(session, "x")).collect();
-        t.store.append_messages(&scope, session.session_id, new, t.ctx.now()).await
+        t.store.append_messages(&scope, session.session_id, new, t.ctx.now(), None).await.map(|answered| answered.value)
     };
     let full = Err(StoreError::QuotaExceeded { quota: "messages_per_session", max: 3 });
     assert_eq!(append(&session, 4).await, full);
@@ -572,7 +617,7 @@ pub async fn concurrent_append_messages_never_pass_the_quota(t: TestStore) {
     let session = t.session().await;
     let appends = (0..20).map(|_| {
         let new = vec![t.new_message(&session, "x")];
-        t.store.append_messages(&scope, session.session_id, new, t.ctx.now())
+        t.store.append_messages(&scope, session.session_id, new, t.ctx.now(), None)
     });
     let stored = join_all(appends).await.into_iter().filter(Result::is_ok).count();
     assert_eq!((stored, t.messages(&session).await.len()), (5, 5));

@@ -9,6 +9,7 @@ pub mod api_keys;
 pub mod archive;
 pub mod audit;
 pub mod embeddings;
+pub mod idempotency;
 pub mod law;
 pub mod messages;
 pub mod projects;
@@ -57,7 +58,7 @@ pub async fn prepare(store: Arc<dyn Store>) -> TestStore {
     let ctx = Ctx::fixed(Timestamp::parse("2026-01-15T12:00:00Z").unwrap(), STEP_US, 7);
     let created_at = ctx.now();
     let project_id = ctx.new_project_id(created_at);
-    store.create_project(Project::new(project_id, "other", created_at)).await.unwrap();
+    store.create_project(Project::new(project_id, "other", created_at), None).await.unwrap();
     TestStore { store, ctx, project: Scope::project(ProjectId::DEFAULT), other: Scope::project(project_id) }
 }
 
@@ -89,7 +90,7 @@ impl TestStore {
     }
 
     async fn create(&self, new: NewSession) -> Session {
-        self.store.create_session(&self.project, new).await.unwrap()
+        self.store.create_session(&self.project, new, Vec::new(), None).await.unwrap().value
     }
 
     /// A stored session of no user.
@@ -112,7 +113,8 @@ impl TestStore {
     }
 
     async fn append(&self, session: &Session, new: Vec<NewMessage>) -> Result<Vec<Message>, StoreError> {
-        self.store.append_messages(&self.project, session.session_id, new, self.ctx.now()).await
+        let answered = self.store.append_messages(&self.project, session.session_id, new, self.ctx.now(), None).await;
+        answered.map(|answered| answered.value)
     }
 
     /// Appends one message.
@@ -227,6 +229,7 @@ macro_rules! conformance_tests {
             delete_message_checks_the_expected_version
             a_parent_stands_in_the_same_session_and_is_not_deleted
             an_external_id_is_unique_within_its_session
+            find_message_knows_a_message_by_both_its_names
             messages_outside_the_scope_are_absent
             append_messages_keeps_to_the_quota_of_its_session
             concurrent_append_messages_never_pass_the_quota
@@ -339,6 +342,32 @@ macro_rules! conformance_tests {
             set_embedding_source_serves_at_once_where_nothing_was_embedded
             reindex_some_of_embeddings_queues_what_has_no_vector_of_the_source
             import_session_brings_embeddings_and_queues_the_rest
+        });
+        $crate::conformance_tests!(@module $open, idempotency {
+            a_keyed_append_is_stored_once_and_answered_alike
+            a_key_with_another_body_is_refused
+            a_replay_shows_what_was_answered_and_not_what_became_of_it
+            a_replay_of_what_is_deleted_is_gone
+            get_idempotency_record_tells_what_would_answer
+            what_was_refused_leaves_no_record
+            a_record_that_has_expired_counts_no_more
+            purge_idempotency_records_takes_what_has_expired
+            a_keyed_create_session_with_messages_is_one_whole
+            create_session_with_messages_stores_all_or_nothing
+            concurrent_requests_with_one_key_are_done_once
+            a_request_known_by_its_body_is_replayed_to_each_retry_once
+            a_request_known_by_its_body_is_done_anew_once_what_it_made_is_deleted
+            a_retry_repeats_nothing_of_another_time_than_its_tries
+            equal_requests_that_begin_with_what_is_there_are_told_apart
+            a_keyed_append_of_nothing_is_a_request_like_any
+            what_is_not_stored_is_not_counted
+            concurrent_retries_known_by_their_body_answer_for_one_request_each
+            append_messages_takes_what_it_knows_by_its_external_id
+            append_messages_knows_its_own_ids_as_external_ids
+            a_replay_gives_back_what_was_there_before_the_request
+            a_replay_writes_what_was_there_as_it_is_stored
+            create_project_and_create_api_key_are_done_once
+            rotate_token_secret_is_done_once
         });
         $crate::conformance_tests!(@module $open, store {
             check_answers_ok

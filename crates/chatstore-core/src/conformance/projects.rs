@@ -70,7 +70,7 @@ pub async fn the_default_project_is_there(t: TestStore) {
 
 pub async fn create_project_stores_every_field(t: TestStore) {
     for made in [project(&t, "Pröjekt 2"), rich_project(&t, "rich")] {
-        assert_eq!(shown(&t.store.create_project(made.clone()).await.unwrap()), shown(&made));
+        assert_eq!(shown(&t.store.create_project(made.clone(), None).await.unwrap().value), shown(&made));
         assert_eq!(shown(&t.store.get_project(made.project_id).await.unwrap().unwrap()), shown(&made));
         assert_eq!(shown(&t.store.get_project_by_name(&made.name).await.unwrap().unwrap()), shown(&made));
     }
@@ -81,11 +81,11 @@ pub async fn create_project_stores_every_field(t: TestStore) {
 }
 
 pub async fn create_project_with_a_taken_name_is_a_conflict(t: TestStore) {
-    let taken = Err(StoreError::Conflict { field: "name" });
-    assert_eq!(t.store.create_project(project(&t, "other")).await, taken);
-    let made = t.store.create_project(project(&t, "third")).await.unwrap();
+    let taken = Some(StoreError::Conflict { field: "name" });
+    assert_eq!(t.store.create_project(project(&t, "other"), None).await.err(), taken);
+    let made = t.store.create_project(project(&t, "third"), None).await.unwrap().value;
     let rename = ProjectPatch { name: Some("other".to_owned()), ..ProjectPatch::default() };
-    assert_eq!(t.store.update_project(made.project_id, rename, t.ctx.now()).await, taken);
+    assert_eq!(t.store.update_project(made.project_id, rename, t.ctx.now()).await.err(), taken);
     assert_eq!(t.store.get_project_by_name("other").await.unwrap().unwrap().project_id, t.other.project_id);
     assert_eq!(t.store.get_project(made.project_id).await.unwrap(), Some(made));
 }
@@ -100,7 +100,7 @@ pub async fn list_projects_is_oldest_first_and_pages(t: TestStore) {
     let mut made = ["b", "a", "B"].map(|name| Project { created_at, ..project(&t, name) });
     made[2].created_at = created_at.plus_micros(-1);
     for project in &made {
-        t.store.create_project(project.clone()).await.unwrap();
+        t.store.create_project(project.clone(), None).await.unwrap();
     }
     let expected = [made.to_vec(), before].concat();
     let mut sorted = expected.clone();
@@ -118,7 +118,7 @@ pub async fn list_projects_is_oldest_first_and_pages(t: TestStore) {
 }
 
 pub async fn update_project_changes_only_what_is_named(t: TestStore) {
-    let mut expected = t.store.create_project(rich_project(&t, "a")).await.unwrap();
+    let mut expected = t.store.create_project(rich_project(&t, "a"), None).await.unwrap().value;
     let patches = [
         ProjectPatch::default(),
         ProjectPatch { name: Some("b".to_owned()), ..ProjectPatch::default() },
@@ -147,27 +147,27 @@ pub async fn rotate_token_secret_keeps_the_old_one_for_a_while(t: TestStore) {
         let now = t.ctx.now();
         let grace = now.plus_micros(10 * STEP_US);
         expected.rotate_token_secret(secret, grace, now);
-        let rotated = t.store.rotate_token_secret(expected.project_id, secret, grace, now).await.unwrap();
+        let rotated = t.store.rotate_token_secret(expected.project_id, secret, grace, now, None).await.unwrap().value;
         assert_eq!(shown(&rotated), shown(&expected));
         assert_eq!(shown(&t.store.get_project(expected.project_id).await.unwrap().unwrap()), shown(&expected));
     }
     let (absent, now) = (t.ctx.new_project_id(t.ctx.now()), t.ctx.now());
-    let refused = t.store.rotate_token_secret(absent, None, now, now).await;
+    let refused = t.store.rotate_token_secret(absent, None, now, now, None).await;
     assert_eq!(refused, Err(StoreError::NotFound));
 }
 
 /// The project, its key, and its user with some sessions of some messages.
 async fn populated(t: &TestStore, sessions: usize) -> (Project, ApiKey, Scope) {
-    let made = t.store.create_project(rich_project(t, "doomed")).await.unwrap();
+    let made = t.store.create_project(rich_project(t, "doomed"), None).await.unwrap().value;
     let presented = PresentedKey::generate(&t.ctx);
     let key = ApiKey::new(&presented, made.project_id, "a key", KeyScopes::all(), t.ctx.now());
-    t.store.create_api_key(key.clone()).await.unwrap();
+    t.store.create_api_key(key.clone(), None).await.unwrap();
     let scope = Scope::project(made.project_id);
     for n in 0..sessions {
         let new = t.placed(&scope, t.new_session((n % 2 == 0).then_some("ada")));
-        let session = t.store.create_session(&scope, new).await.unwrap();
+        let session = t.store.create_session(&scope, new, Vec::new(), None).await.unwrap().value;
         let message = t.new_message(&session, "ghost");
-        t.store.append_messages(&scope, session.session_id, vec![message], t.ctx.now()).await.unwrap();
+        t.store.append_messages(&scope, session.session_id, vec![message], t.ctx.now(), None).await.unwrap();
     }
     (made, key, scope)
 }
@@ -189,19 +189,19 @@ pub async fn delete_project_takes_its_keys_and_its_name_away_at_once(t: TestStor
     }
     let gone = Some(StoreError::NotFound);
     assert_eq!(t.store.update_api_key(&host, &key.key_id, ApiKeyPatch::default(), now).await.err(), gone);
-    assert_eq!(t.store.rotate_api_key(&host, &key.key_id, KeyDigest::of("x"), now, now).await.err(), gone);
+    assert_eq!(t.store.rotate_api_key(&host, &key.key_id, KeyDigest::of("x"), now, now, None).await.err(), gone);
     assert_eq!(t.store.revoke_api_key(&host, &key.key_id, now).await.err(), gone);
-    assert_eq!(t.store.create_api_key(ApiKey { key_id: "000000000000".to_owned(), ..key }).await.err(), gone);
+    assert_eq!(t.store.create_api_key(ApiKey { key_id: "000000000000".to_owned(), ..key }, None).await.err(), gone);
     assert_eq!(t.store.update_project(made.project_id, ProjectPatch::default(), now).await.err(), gone);
-    assert_eq!(t.store.rotate_token_secret(made.project_id, None, now, now).await.err(), gone);
+    assert_eq!(t.store.rotate_token_secret(made.project_id, None, now, now, None).await.err(), gone);
     assert_eq!(t.store.delete_project(made.project_id, now).await.err(), gone);
     assert_eq!(t.store.get_project_usage(made.project_id).await.unwrap(), ProjectUsage::default());
-    assert!(t.store.create_project(project(&t, "doomed")).await.is_ok(), "its name is free");
+    assert!(t.store.create_project(project(&t, "doomed"), None).await.is_ok(), "its name is free");
 }
 
 pub async fn delete_project_needs_no_name_that_another_may_have(t: TestStore) {
     let id = t.other.project_id;
-    let namesake = t.store.create_project(project(&t, &id.to_string())).await.unwrap();
+    let namesake = t.store.create_project(project(&t, &id.to_string()), None).await.unwrap().value;
     t.store.delete_project(id, t.ctx.now()).await.unwrap();
     assert_eq!(t.store.get_project_by_name(&id.to_string()).await.unwrap(), Some(namesake));
 }

@@ -148,9 +148,10 @@ pub async fn search_text_finds_nothing_outside_its_scope(t: TestStore) {
     let (alices, bobs) = (t.session_of("alice").await, t.session_of("bob").await);
     let (alice, bob) = (t.say(&alices, "a secret word").await, t.say(&bobs, "a secret word").await);
     let foreign = t.placed(&t.other, NewSession { user_id: Some("alice".to_owned()), ..t.new_session(None) });
-    let foreign = t.store.create_session(&t.other, foreign).await.unwrap();
+    let foreign = t.store.create_session(&t.other, foreign, Vec::new(), None).await.unwrap().value;
     let new = t.new_message(&foreign, "a secret word");
-    let foreign_message = t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now()).await.unwrap();
+    let foreign_message =
+        t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now(), None).await.unwrap().value;
     assert_eq!(t.found("secret").await, of(&[&alice, &bob]));
     assert_eq!(t.found("secr*").await, of(&[&alice, &bob]));
     assert_eq!(ids(&t.search(&t.user("alice"), "secret", &all()).await), of(&[&alice]));
@@ -385,10 +386,10 @@ pub async fn search_vectors_finds_nothing_outside_its_scope(t: TestStore) {
     let alice = t.place(&alices, &[1.0, 0.0]).await;
     let bob = t.place(&bobs, &[1.0, 0.0]).await;
     let foreign = t.placed(&t.other, t.new_session(None));
-    let foreign = t.store.create_session(&t.other, foreign).await.unwrap();
+    let foreign = t.store.create_session(&t.other, foreign, Vec::new(), None).await.unwrap().value;
     // The model of another project has a length of its own.
     let new = NewMessage { embedding: Some(embedding(&[1.0, 0.0, 0.0])), ..t.new_message(&foreign, "x") };
-    t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now()).await.unwrap();
+    t.store.append_messages(&t.other, foreign.session_id, vec![new], t.ctx.now(), None).await.unwrap();
     assert_eq!(sorted(ids(&t.nearest(&t.project, &[1.0, 0.0], &all(), 9).await)), of(&[&alice, &bob]));
     assert_eq!(ids(&t.nearest(&t.user("alice"), &[1.0, 0.0], &all(), 9).await), of(&[&alice]));
     assert_eq!(t.nearest(&t.user("alice"), &[1.0, 0.0], &session_filter(&bobs), 9).await, []);

@@ -47,7 +47,7 @@ async fn fleet(t: &TestStore) -> Vec<Session> {
     for (n, hours) in [(0, 30), (1, 5), (2, 5), (4, 5), (7, 2), (8, 30)] {
         let (session, now) = (&sessions[n], start.plus_micros(hours * HOUR_US));
         let new = vec![t.new_message(session, "hi")];
-        t.store.append_messages(&t.project, session.session_id, new, now).await.unwrap();
+        t.store.append_messages(&t.project, session.session_id, new, now, None).await.unwrap();
     }
     for (n, hours) in [(1, 40), (5, 40), (6, 5), (9, 4)] {
         let now = start.plus_micros(hours * HOUR_US);
@@ -97,7 +97,7 @@ pub async fn create_session_stores_every_field_byte_for_byte(t: TestStore) {
     let bare = NewSession { session_name: String::new(), ..t.new_session(None) };
     for new in [rich, bare] {
         let expected = new.clone().into_session(t.project.project_id);
-        assert_eq!(t.store.create_session(&t.project, new).await.unwrap(), expected);
+        assert_eq!(t.store.create_session(&t.project, new, Vec::new(), None).await.unwrap().value, expected);
         assert_eq!(t.reload(&expected).await, expected);
         let scope = Scope { user_id: expected.user_id.clone(), ..t.project.clone() };
         let page = t.store.list_sessions(&scope, &SessionQuery::default(), &PageRequest::default()).await.unwrap();
@@ -160,15 +160,18 @@ pub async fn create_session_with_a_taken_external_id_is_a_conflict(t: TestStore)
     let conflict = StoreError::Conflict { field: "external_id" };
     for user in [None, Some("ada"), Some("bob")] {
         t.create(with_external_id(&t, user, "conv_1")).await;
-        let second = t.store.create_session(&t.project, with_external_id(&t, user, "conv_1")).await;
+        let second = t.store.create_session(&t.project, with_external_id(&t, user, "conv_1"), Vec::new(), None).await;
         assert_eq!(second, Err(conflict.clone()), "{user:?}");
         t.create(with_external_id(&t, user, "CONV_1")).await;
     }
     let new = t.placed(&t.other, with_external_id(&t, Some("ada"), "conv_1"));
-    t.store.create_session(&t.other, new).await.unwrap();
+    t.store.create_session(&t.other, new, Vec::new(), None).await.unwrap();
     assert_eq!(t.sessions(&t.project, &SessionQuery::default()).await.len(), 6);
     // Of several at once one wins.
-    let results = join_all((0..8).map(|_| t.store.create_session(&t.project, with_external_id(&t, None, "new")))).await;
+    let results = join_all(
+        (0..8).map(|_| t.store.create_session(&t.project, with_external_id(&t, None, "new"), Vec::new(), None)),
+    )
+    .await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
     assert!(results.into_iter().filter_map(Result::err).all(|error| error == conflict));
 }
@@ -184,10 +187,10 @@ pub async fn create_session_with_a_taken_session_id_is_a_conflict(t: TestStore) 
     let session = t.session().await;
     let again = NewSession { session_id: session.session_id, ..t.new_session(None) };
     let conflict = Err(StoreError::Conflict { field: "session_id" });
-    assert_eq!(t.store.create_session(&t.project, again.clone()).await, conflict);
-    assert_eq!(t.store.create_session(&t.other, again.clone()).await, conflict);
+    assert_eq!(t.store.create_session(&t.project, again.clone(), Vec::new(), None).await, conflict);
+    assert_eq!(t.store.create_session(&t.other, again.clone(), Vec::new(), None).await, conflict);
     delete(&t, &session).await;
-    assert_eq!(t.store.create_session(&t.project, again).await, conflict);
+    assert_eq!(t.store.create_session(&t.project, again, Vec::new(), None).await, conflict);
 }
 
 pub async fn list_sessions_is_by_creation_oldest_first(t: TestStore) {
@@ -205,7 +208,7 @@ pub async fn list_sessions_sorts_by_activity_across_hours(t: TestStore) {
     let say = async |session: &Session, hours: i64| {
         let now = third.created_at.plus_micros(hours * HOUR_US);
         let new = vec![t.new_message(session, "hi")];
-        t.store.append_messages(&t.project, session.session_id, new, now).await.unwrap();
+        t.store.append_messages(&t.project, session.session_id, new, now, None).await.unwrap();
     };
     let newest = async |sort| t.sessions(&t.project, &query(sort, Order::Desc)).await;
     let last = SessionSort::LastMessageAt;
@@ -268,7 +271,7 @@ pub async fn list_sessions_filters_by_metadata(t: TestStore) {
     let one = create(r#"{"topic":"tea","n":1,"done":true,"nested":{"topic":"milk"},"list":["tea"]}"#).await;
     let two = create(r#"{"topic":"tea","n":1.50,"done":false,"Ünï \"x\"":"ja, ' und %"}"#).await;
     let foreign = NewSession { metadata: json(r#"{"topic":"tea"}"#), ..t.new_session(Some("ada")) };
-    t.store.create_session(&t.other, t.placed(&t.other, foreign)).await.unwrap();
+    t.store.create_session(&t.other, t.placed(&t.other, foreign), Vec::new(), None).await.unwrap();
     for (filters, expected) in [
         (&[("topic", "tea")][..], &[one, two][..]),
         (&[("n", "1")], &[one]),
@@ -512,8 +515,10 @@ pub async fn delete_session_takes_its_messages_away_at_once(t: TestStore) {
 pub async fn create_session_keeps_to_the_quota_of_its_user(t: TestStore) {
     let quotas = Quotas { sessions_per_user: Some(2), ..Quotas::default() };
     let scope = Scope { quotas, ..t.project.clone() };
-    let create =
-        async |scope: &Scope, user_id: Option<&str>| t.store.create_session(scope, t.new_session(user_id)).await;
+    let create = async |scope: &Scope, user_id: Option<&str>| {
+        let created = t.store.create_session(scope, t.new_session(user_id), Vec::new(), None).await;
+        created.map(|created| created.value)
+    };
     let first = create(&scope, Some("ada")).await.unwrap();
     create(&scope, Some("ada")).await.unwrap();
     let full = Err(StoreError::QuotaExceeded { quota: "sessions_per_user", max: 2 });

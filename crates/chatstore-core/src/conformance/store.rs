@@ -68,7 +68,7 @@ pub async fn calls_after_close_are_unavailable(t: TestStore) {
             "list_sessions",
             store.list_sessions(&t.project, &SessionQuery::default(), &PageRequest::default()).await.err(),
         ),
-        ("create_session", store.create_session(&t.project, t.new_session(None)).await.err()),
+        ("create_session", store.create_session(&t.project, t.new_session(None), Vec::new(), None).await.err()),
         ("append_messages", t.append(&session, vec![t.new_message(&session, "late")]).await.err()),
         ("get_message", store.get_message(&t.project, message.message_id).await.err()),
         ("list_api_keys", store.list_api_keys(None, &PageRequest::default()).await.err()),

@@ -1,44 +1,40 @@
-//! Appending, in both forms: many appends in one statement, or one in a transaction of its own.
+//! Appending, in both forms: many appends in one statement, here, or one in a transaction of its own, in `alone`.
 
+pub(crate) mod alone;
+pub(crate) mod fresh;
 mod lists;
+pub(crate) mod named;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::slice;
 use std::sync::Arc;
 
 use chatstore_core::clock::Timestamp;
-use chatstore_core::embeddings::NewEmbedding;
+use chatstore_core::idempotency::{Claim, Recognition};
 use chatstore_core::ids::{MessageId, SessionId};
-use chatstore_core::messages::{Message, NewMessage};
+use chatstore_core::messages::{Message, NewMessage, plus_tokens};
 use chatstore_core::store::{Scope, StoreError};
-use uuid::Uuid;
 
-use super::derived::MessageKey;
-use super::insert::insert_messages;
-use super::{plus_tokens, stored_bytes};
-use crate::AppendForm;
-use crate::columns::bucket_value;
-use crate::embeddings::find_source;
-use crate::embeddings::jobs::{Queued, insert_job};
-use crate::embeddings::vectors::{Origin, insert_vectors, require_model};
+use super::stored_bytes;
 use crate::params::params;
 use crate::pool::{Db, Failure};
-use crate::search::texts::insert_texts;
 use crate::sessions::is_live;
-use lists::{Checks, Rows, Wanted};
+use lists::{Checks, Claims, Rows, Wanted};
 
 /// Appends to many sessions. `locked` takes the sessions' rows in the order of their ids, so that
 /// replicas never wait for each other in a circle, and reads `last_seq` as it is under the lock;
 /// what it does not find, or what would be more than its quota, is answered with null, and nothing is written of it.
 macro_rules! append_batch {
-    ($checks:expr, $locked:literal) => {
+    ($taken:expr, $checks:expr, $locked:literal, $records:expr) => {
         concat!(
             "with wanted as (
         select * from unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
             $8::bigint[], $9::bigint[], $10::bigint[]) with ordinality
             as w(bucket, session_id, project_id, user_id, messages, messages_max, tokens, bytes, now_us, now_hour,
                 group_no)
-    ), locked as (
+    ), ",
+            $taken,
+            "locked as (
         select w.bucket, w.session_id, w.messages, w.tokens, w.bytes, w.now_us, w.now_hour, w.group_no, s.last_seq
         from wanted w left join lateral (
             select s.last_seq from sessions s
@@ -90,18 +86,20 @@ macro_rules! append_batch {
         from seqs q, unnest($11::int[], $12::bigint[], $13::uuid[], $24::bigint[], $26::bool[])
             as m(group_no, place, message_id, now_us, is_queued)
         where q.before[m.group_no] is not null and m.is_queued
-    )
+    )",
+            $records,
+            "
     select before from seqs"
         )
     };
 }
-/// For appends that bring no ids to check. A session that somebody holds is left out, so that the
+/// For appends that bring no ids to check and no claims. A session that somebody holds is left out, so that the
 /// others do not wait for it.
-pub(crate) const APPEND_BATCH: &str = append_batch!("", " skip locked");
-/// A group with a taken external id or an absent parent is left out whole: each of its appends
-/// then runs alone and gets its own answer. To a planner that takes sessions for short, their key
-/// looks as good as the index that is meant: the external ids ask for its order, and the parents
-/// compare their session by no equality.
+pub(crate) const APPEND_BATCH: &str = append_batch!("", "", " skip locked", "");
+/// A group with a taken external id, which may be the id of a message in the form of the wire, or an absent parent is
+/// left out whole: each of its appends then runs alone and gets its own answer. To a planner that takes sessions for
+/// short, their key looks as good as the index that is meant: the external ids ask for its order, and the others compare
+/// their session by no equality.
 macro_rules! checks {
     () => {
         " and not exists (
@@ -110,49 +108,55 @@ macro_rules! checks {
                     and m.session_id = w.session_id and m.external_id >= x.external_id
                     and m.external_id <= x.external_id and m.deleted_at is null order by m.external_id offset 0)
             ) and not exists (
-                select 1 from unnest($29::int[], $30::uuid[]) as x(group_no, parent_id)
-                where x.group_no = w.group_no and not exists (select 1 from messages m where m.bucket = w.bucket
-                    and m.message_id = x.parent_id and m.session_id is not distinct from w.session_id
-                    and m.deleted_at is null offset 0)
+                select 1 from unnest($29::int[], $30::uuid[], $31::bool[]) as x(group_no, message_id, is_parent)
+                where x.group_no = w.group_no and x.is_parent <> exists (select 1 from messages m
+                    where m.bucket = w.bucket and m.message_id = x.message_id
+                    and m.session_id is not distinct from w.session_id and m.deleted_at is null offset 0)
             )"
     };
 }
-pub(crate) const APPEND_BATCH_CHECKED: &str = append_batch!(checks!(), " skip locked");
+pub(crate) const APPEND_BATCH_CHECKED: &str = append_batch!("", checks!(), " skip locked", "");
+/// The groups with an append that has been done before under its key, or at least may have been: each of theirs then
+/// runs alone. One that another replica does at this moment fails the statement, for its record stands in the way.
+macro_rules! taken {
+    () => {
+        "taken as materialized (
+        select coalesce(array_agg(c.group_no), '{}') as groups
+        from unnest($32::int[], $33::bytea[], $35::bool[]) as c(group_no, claim_id, is_keyed)
+        where c.is_keyed and exists (select 1 from idempotency_records r
+            where r.bucket = ($1::smallint[])[c.group_no] and r.project_id = ($3::uuid[])[c.group_no]
+                and r.claim_id = c.claim_id and r.place = 0 offset 0)
+    ), "
+    };
+}
+macro_rules! checks_of_claims {
+    () => {
+        concat!(checks!(), " and w.group_no <> all ((select groups from taken)::bigint[])")
+    };
+}
+/// The records of claims, with the places that their messages took.
+macro_rules! records {
+    () => {
+        ", records as (
+        insert into idempotency_records (bucket, project_id, claim_id, place, fingerprint, target, places, retry,
+            created_at, expires_at)
+        select ($1::smallint[])[c.group_no], ($3::uuid[])[c.group_no], c.claim_id,
+            case when c.is_keyed then 0 else q.before[c.group_no] + c.last end, c.fingerprint,
+            ($2::uuid[])[c.group_no]::text, concat_ws('-', q.before[c.group_no] + c.first,
+                case when c.first < c.last then q.before[c.group_no] + c.last end), 0, c.now_us, c.expires_us
+        from seqs q, unnest($32::int[], $33::bytea[], $34::bytea[], $35::bool[], $36::bigint[], $37::bigint[],
+            $38::bigint[], $39::bigint[])
+            as c(group_no, claim_id, fingerprint, is_keyed, first, last, now_us, expires_us)
+        where q.before[c.group_no] is not null
+    )"
+    };
+}
+pub(crate) const APPEND_BATCH_CLAIMED: &str = append_batch!(taken!(), checks_of_claims!(), " skip locked", records!());
 /// For what a batch left out: this one waits for the row.
-const APPEND_GROUP: &str = append_batch!(checks!(), "");
-const UPDATE_SESSION_APPENDED: &str = concat!(
-    "update sessions s
-    set last_seq = s.last_seq + $5, message_count = s.message_count + $5,
-        token_count = case when $6::bigint is null then s.token_count
-            else least(coalesce(s.token_count, 0)::numeric + $6, 9223372036854775807)::bigint end,
-        stored_bytes = s.stored_bytes + $9,
-        updated_at = greatest(s.updated_at, $7), updated_hour = greatest(s.updated_hour, $8),
-        last_message_at = greatest(s.last_message_at, $7),
-        active_hour = case when s.last_message_at is null then $8 else greatest(s.active_hour, $8) end
-    where s.bucket = $1 and s.session_id = $2 and s.project_id = $3 and ",
-    is_live!(),
-    " and ($4::text is null or s.user_id = $4)
-    returning s.last_seq - $5, s.user_id, s.message_count"
-);
-/// `offset 0` keeps the planner from looking through the session's messages for these.
-const SELECT_PARENTS: &str = "select m.message_id from unnest($3::uuid[]) p(message_id) cross join lateral (
-        select m.* from messages m where m.bucket = $1 and m.message_id = p.message_id offset 0) m
-    where m.session_id = $2 and m.deleted_at is null";
-const LOCK_SESSION: &str = "select 1 from sessions where bucket = $1 and session_id = $2 for no key update";
-const SELECT_STORED: &str = "select min(m.seq) from unnest($3::uuid[]) p(message_id) cross join lateral (
-        select m.* from messages m where m.bucket = $1 and m.message_id = p.message_id offset 0) m
-    where m.session_id = $2";
+const APPEND_GROUP: &str = append_batch!(taken!(), checks_of_claims!(), "", records!());
 
 #[cfg(test)]
-pub(crate) const STATEMENTS: &[&str] = &[
-    APPEND_BATCH,
-    APPEND_BATCH_CHECKED,
-    APPEND_GROUP,
-    UPDATE_SESSION_APPENDED,
-    SELECT_PARENTS,
-    LOCK_SESSION,
-    SELECT_STORED,
-];
+pub(crate) const STATEMENTS: &[&str] = &[APPEND_BATCH, APPEND_BATCH_CHECKED, APPEND_BATCH_CLAIMED, APPEND_GROUP];
 
 /// One caller's append.
 #[derive(Clone)]
@@ -163,9 +167,35 @@ pub(crate) struct Append {
     /// The words of each message, as lexemes.
     pub(crate) words: Arc<[String]>,
     pub(crate) now: Timestamp,
+    pub(crate) claim: Option<Claim>,
 }
 
 impl Append {
+    /// Those of its messages alone that stand at `ns` of it.
+    pub(crate) fn only(&self, ns: &[usize]) -> Cow<'_, Self> {
+        if ns.len() == self.messages.len() {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Self {
+            scope: self.scope.clone(),
+            session_id: self.session_id,
+            messages: ns.iter().map(|n| self.messages[*n].clone()).collect(),
+            words: ns.iter().map(|n| self.words[*n].clone()).collect(),
+            now: self.now,
+            claim: self.claim.clone(),
+        })
+    }
+
+    /// The claim of one that is known by its key.
+    pub(crate) fn keyed(&self) -> Option<&Claim> {
+        self.claim.as_ref().filter(|claim| claim.recognition == Recognition::Key)
+    }
+
+    /// Whether it may be the same as one that is at work, and so is sent again rather than waits long for its session.
+    pub(crate) fn may_be_at_work(&self) -> bool {
+        self.claim.as_ref().is_some_and(|claim| !matches!(claim.recognition, Recognition::Body { retry: 0, .. }))
+    }
+
     /// The messages as they stand behind `last_seq`.
     pub(crate) fn into_stored(self, last_seq: i64) -> Vec<Message> {
         let (project_id, session_id, now) = (self.scope.project_id, self.session_id, self.now);
@@ -178,6 +208,20 @@ impl Append {
         self.messages.iter().any(|message| message.embedding.is_some())
     }
 
+    /// Whether it takes other than what a batch does: to store nothing but its record, to store vectors, to answer a retry
+    /// with what it is of, or to say which of two messages came second under one id.
+    pub(crate) fn runs_alone(&self) -> bool {
+        let is_retry = self.claim.as_ref().is_some_and(|claim| claim.retry() > 0);
+        self.messages.is_empty() || self.has_vectors() || is_retry || self.first_repeated_name().is_some()
+    }
+
+    /// The first message with the external id of one before it.
+    pub(crate) fn first_repeated_name(&self) -> Option<usize> {
+        let mut met = HashSet::new();
+        let mut all = self.messages.iter().map(|message| message.external_id.as_deref());
+        all.position(|name| name.is_some_and(|name| !met.insert(name)))
+    }
+
     pub(crate) fn count(&self) -> i64 {
         i64::try_from(self.messages.len()).unwrap_or(i64::MAX)
     }
@@ -187,7 +231,7 @@ impl Append {
     }
 
     /// Bytes of what its messages say.
-    fn stored_bytes(&self) -> i64 {
+    pub(crate) fn stored_bytes(&self) -> i64 {
         let bytes = |m: &NewMessage| stored_bytes(&m.content, m.payload.as_ref(), &m.metadata, m.context.as_ref());
         self.messages.iter().map(bytes).sum()
     }
@@ -196,8 +240,13 @@ impl Append {
         self.messages.iter().filter_map(|message| message.external_id.as_deref())
     }
 
+    /// The message of the session that an external id would be in the form of the Conversations wire.
+    pub(crate) fn spelled(&self, external_id: &str) -> Option<MessageId> {
+        MessageId::parse_item_id(external_id).filter(|message_id| message_id.bucket() == self.session_id.bucket())
+    }
+
     /// Parents that must stand in the session already, with the place of the message that names them.
-    fn foreign_parents(&self) -> Vec<(usize, MessageId)> {
+    pub(crate) fn foreign_parents(&self) -> Vec<(usize, MessageId)> {
         let mut own = HashSet::new();
         let mut foreign = Vec::new();
         for (n, message) in self.messages.iter().enumerate() {
@@ -231,7 +280,8 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
     let wanted = Wanted::of(groups);
     let rows = Rows::of(groups);
     let checks = Checks::of(groups);
-    let mut params = Vec::with_capacity(30);
+    let claims = Claims::of(groups);
+    let mut params = Vec::with_capacity(39);
     params.extend_from_slice(params![
         wanted.buckets,
         wanted.session_ids,
@@ -261,98 +311,33 @@ pub(crate) async fn append_batch(db: &Db, groups: &[Group<'_>], held: Held) -> R
         rows.queued,
     ]);
     let sql = match held {
-        Held::Skip if checks.is_empty() => APPEND_BATCH,
-        Held::Skip => APPEND_BATCH_CHECKED,
         Held::Wait => APPEND_GROUP,
+        Held::Skip if !claims.is_empty() => APPEND_BATCH_CLAIMED,
+        Held::Skip if !checks.is_empty() => APPEND_BATCH_CHECKED,
+        Held::Skip => APPEND_BATCH,
     };
     if sql != APPEND_BATCH {
-        let ids = params![checks.external_groups, checks.external_ids, checks.parent_groups, checks.parent_ids];
-        params.extend_from_slice(ids);
+        params.extend_from_slice(params![
+            checks.external_groups,
+            checks.external_ids,
+            checks.message_groups,
+            checks.message_ids,
+            checks.are_parents,
+        ]);
+    }
+    if [APPEND_BATCH_CLAIMED, APPEND_GROUP].contains(&sql) {
+        params.extend_from_slice(params![
+            claims.group_nos,
+            claims.claim_ids,
+            claims.fingerprints,
+            claims.are_keyed,
+            claims.firsts,
+            claims.lasts,
+            claims.now_us,
+            claims.expires_us,
+        ]);
     }
     let row = db.query_opt(sql, &params).await?;
     let row = row.ok_or_else(|| StoreError::internal("an append without an answer"))?;
     Ok(row.try_get(0)?)
-}
-
-/// Stores one append, inside a transaction: update, then insert. `uncertain` says that it may have
-/// been stored before, by a commit whose answer was lost; then it is not stored again.
-pub(crate) async fn append_alone(
-    db: &Db,
-    form: AppendForm,
-    append: &Append,
-    uncertain: bool,
-) -> Result<Vec<Message>, Failure> {
-    let (session_id, scope) = (append.session_id, &append.scope);
-    let bucket = bucket_value(session_id.bucket());
-    let params = params![
-        bucket,
-        session_id.uuid(),
-        scope.project_id.uuid(),
-        scope.user_id.as_deref(),
-        append.count(),
-        append.tokens(),
-        append.now.as_micros(),
-        append.now.hour(),
-        append.stored_bytes(),
-    ];
-    if uncertain && let Some(first_seq) = find_stored(db, append).await? {
-        return Ok(append.clone().into_stored(first_seq - 1));
-    }
-    let row = db.query_opt(UPDATE_SESSION_APPENDED, params).await?.ok_or(StoreError::NotFound)?;
-    scope.quotas.check_messages(row.try_get::<_, i64>(2)?.unsigned_abs())?;
-    let last_seq: i64 = row.try_get(0)?;
-    let messages = append.clone().into_stored(last_seq);
-    let orphan = find_orphan(db, append).await?;
-    // Of several faults the first is told: what stands before may have a taken id.
-    let sound = &messages[..orphan.unwrap_or(messages.len())];
-    insert_messages(db, form, session_id, sound).await?;
-    insert_derived(db, append, sound, row.try_get(1)?).await?;
-    match orphan {
-        None => Ok(messages),
-        Some(n) => {
-            let detail = "is no message of this session".to_owned();
-            Err(StoreError::Invalid { pointer: format!("/{n}/parent_id"), detail }.into())
-        }
-    }
-}
-
-/// Stores what comes with messages: their words, their places in the queue and their vectors.
-async fn insert_derived(db: &Db, append: &Append, messages: &[Message], user_id: Option<&str>) -> Result<(), Failure> {
-    let keys: Vec<_> = messages.iter().map(MessageKey::from).collect();
-    insert_texts(db, &keys, &append.words).await?;
-    let source = if append.has_vectors() { find_source(db).await? } else { None };
-    let of_source = |new: &NewMessage| matches!((&new.embedding, &source), (Some(a), Some(b)) if a.model == b.model);
-    for (n, (key, new)) in keys.into_iter().zip(&append.messages).enumerate() {
-        if is_queued(new) && !of_source(new) {
-            insert_job(db, key, 1, Queued::New(append.now)).await?;
-        }
-        if let Some(NewEmbedding { model, vector }) = &new.embedding {
-            let model_id = require_model(db, key.project_id, model, vector).await?;
-            let model_id = model_id.map_err(|fault| fault.at(format!("/{n}/embedding")))?;
-            insert_vectors(db, key, user_id, (model_id, Origin::Brought), slice::from_ref(vector)).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The first place that a lost attempt has taken, if it was stored. Waits until it has ended.
-async fn find_stored(db: &Db, append: &Append) -> Result<Option<i64>, Failure> {
-    let (bucket, session_id) = (bucket_value(append.session_id.bucket()), append.session_id.uuid());
-    db.query(LOCK_SESSION, params![bucket, session_id]).await?;
-    let ids: Vec<Uuid> = append.messages.iter().map(|message| message.message_id.uuid()).collect();
-    let row = db.query_opt(SELECT_STORED, params![bucket, session_id, ids]).await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
-}
-
-/// The first message whose parent does not stand in the session.
-async fn find_orphan(db: &Db, append: &Append) -> Result<Option<usize>, Failure> {
-    let wanted = append.foreign_parents();
-    if wanted.is_empty() {
-        return Ok(None);
-    }
-    let ids: Vec<Uuid> = wanted.iter().map(|(_, parent_id)| parent_id.uuid()).collect();
-    let params = params![bucket_value(append.session_id.bucket()), append.session_id.uuid(), ids];
-    let rows = db.query(SELECT_PARENTS, params).await?;
-    let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<Uuid>, _>>()?;
-    Ok(wanted.into_iter().find(|(_, parent_id)| !found.contains(&parent_id.uuid())).map(|(n, _)| n))
 }

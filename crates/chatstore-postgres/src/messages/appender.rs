@@ -8,26 +8,28 @@
 //! messages' ids.
 
 mod batch;
+mod write;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::{Answered, Claim};
 use chatstore_core::ids::SessionId;
 use chatstore_core::messages::{Message, NewMessage};
 use chatstore_core::store::{Scope, StoreError, StoreStats};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::append::{Append, Group, Held, append_alone, append_batch};
+use super::append::Append;
 use super::insert::require_home;
-use crate::pool::{Attempt, Failure, Pool, Undone, too_slow, transact};
+use crate::idempotency::require_claim_of;
+use crate::pool::{Pool, too_slow};
 use crate::search::texts::read_texts;
-use crate::sqlstate::is_lost;
 use crate::{AppendForm, PostgresOptions};
 
-use batch::{Batch, Job, Load, Place};
+use batch::{Batch, Job, Left, Load, Place};
 
 /// Bytes of appends that are not answered yet; more are refused as busy, so that memory stays bounded.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -36,10 +38,7 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Batches in flight: while one commits, the next is made.
 const LANES: usize = 2;
 
-type Answer = Result<Vec<Message>, StoreError>;
-
-/// What a batch did not store, by session, and whether it may have been stored all the same.
-type Left = (Vec<Vec<Job>>, bool);
+type Answer = Result<Answered<Vec<Message>>, StoreError>;
 
 #[derive(Default)]
 struct Queue {
@@ -91,8 +90,14 @@ impl Appender {
         session_id: SessionId,
         messages: Vec<NewMessage>,
         now: Timestamp,
+        claim: Option<Claim>,
     ) -> Answer {
         require_home(session_id, messages.iter().map(|message| message.message_id))?;
+        require_claim_of(&scope, claim.as_ref())?;
+        if claim.as_ref().is_some_and(|claim| claim.bucket != session_id.bucket()) {
+            return Err(StoreError::internal("the record of an append is not in the bucket of its session"));
+        }
+        let arrived = Instant::now();
         let deadline = self.pool.deadline();
         let (reply, answer) = oneshot::channel();
         let bytes = messages.iter().map(NewMessage::bytes).sum();
@@ -100,8 +105,8 @@ impl Appender {
         let texts = messages.iter().map(|message| (scope.project_id, session_id.bucket(), message.content.as_str()));
         let words = read_texts(texts.collect()).await?;
         place.grow(words.iter().map(String::len).sum());
-        let append = Append { scope, session_id, messages, words: words.into(), now };
-        self.enqueue(Job { append, deadline, reply, place })?;
+        let append = Append { scope, session_id, messages, words: words.into(), now, claim };
+        self.enqueue(Job { append, arrived, has_waited: false, deadline, reply, place })?;
         match timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(StoreError::internal("an append panicked"))),
             Err(_) => Err(too_slow()),
@@ -145,11 +150,9 @@ impl Appender {
             let mut sessions = batch.sessions();
             let appender = self.clone();
             let ran = survive(async move { appender.run_batch(batch).await }).await;
-            if let Some((groups, uncertain)) = ran {
-                for group in groups {
-                    sessions.remove(&group[0].append.session_id);
-                    tokio::spawn(self.clone().run_alone(group, uncertain));
-                }
+            for left in ran.into_iter().flatten() {
+                sessions.remove(&left.session_id());
+                tokio::spawn(self.clone().run_alone(left));
             }
             let mut queue = self.queue();
             for session_id in sessions {
@@ -198,132 +201,14 @@ impl Appender {
     }
 
     /// Writes to one session what a batch did not.
-    async fn run_alone(self: Arc<Self>, group: Vec<Job>, uncertain: bool) {
-        let session_id = group[0].append.session_id;
+    async fn run_alone(self: Arc<Self>, left: Left) {
+        let session_id = left.session_id();
         let appender = self.clone();
-        survive(async move { appender.store_group(group, uncertain).await }).await;
+        survive(async move { appender.store_left(left).await }).await;
         let mut queue = self.queue();
         queue.taken.remove(&session_id);
         self.start_lane(&mut queue);
         self.idle.notify_waiters();
-    }
-
-    /// Writes a batch and answers it, but for what has to run alone.
-    async fn run_batch(&self, batch: Batch) -> Left {
-        let mut groups: Vec<_> = batch.groups.into_values().collect();
-        if self.form == AppendForm::PerSession {
-            for group in groups {
-                self.store_each(group, false).await;
-            }
-            return (Vec::new(), false);
-        }
-        groups.sort_by_key(|group| group[0].append.session_id);
-        let (mut alone, plain): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| have_vectors(group));
-        if plain.is_empty() {
-            return (alone, false);
-        }
-        let (left, uncertain) = self.store(plain, Held::Skip).await;
-        alone.extend(left);
-        (alone, uncertain)
-    }
-
-    /// Writes what a batch did not, of one session: together if there are several, then each alone.
-    async fn store_group(&self, group: Vec<Job>, uncertain: bool) {
-        if uncertain || group.len() == 1 || have_vectors(&group) {
-            return self.store_each(group, uncertain).await;
-        }
-        let (left, uncertain) = self.store(vec![group], Held::Wait).await;
-        for group in left {
-            self.store_each(group, uncertain).await;
-        }
-    }
-
-    /// Writes the groups in one statement and answers those that it stored. Gives back those that
-    /// must run alone; what cannot run now is refused.
-    async fn store(&self, groups: Vec<Vec<Job>>, held: Held) -> Left {
-        let latest = groups.iter().flatten().map(|job| job.deadline).max();
-        let deadline = latest.unwrap_or_else(|| self.pool.deadline());
-        // A batch that may wait for a row is one of the writes that may hold the pool up.
-        let permit = match held {
-            Held::Skip => Ok(None),
-            Held::Wait => self.pool.write_permit(deadline).await.map(Some),
-        };
-        let lease = match permit {
-            Ok(permit) => self.pool.lease(deadline).await.map(|lease| (lease, permit)),
-            Err(error) => Err(error),
-        };
-        let (mut lease, _permit) = match lease {
-            Ok(lent) => lent,
-            Err(error) => return refuse(groups, &error),
-        };
-        let lists: Vec<Group<'_>> = groups.iter().map(|group| group.iter().map(|job| &job.append).collect()).collect();
-        let db = lease.db();
-        let stored = lease.in_time(deadline, append_batch(&db, &lists, held)).await;
-        drop((db, lists));
-        let stored = match stored {
-            Ok(Ok(stored)) => {
-                lease.rest();
-                stored
-            }
-            Ok(Err(Failure::Postgres(error))) if !is_lost(&error) => {
-                lease.rest();
-                return (groups, false);
-            }
-            Ok(Err(_)) => {
-                lease.close();
-                return (groups, true);
-            }
-            Err(_) => return refuse(groups, &too_slow()),
-        };
-        drop(lease);
-        // Counted before anybody is answered, so that who has an answer finds it in the counts.
-        let done = groups.iter().zip(&stored).filter(|(_, last_seq)| last_seq.is_some());
-        self.count(done.map(|(group, _)| group.len() as u64).sum());
-        let mut alone = Vec::new();
-        for (group, last_seq) in groups.into_iter().zip(stored) {
-            match last_seq {
-                Some(last_seq) => answer_group(group, last_seq),
-                None => alone.push(group),
-            }
-        }
-        (alone, false)
-    }
-
-    /// Writes appends one after the other, and answers each.
-    async fn store_each(&self, jobs: Vec<Job>, uncertain: bool) {
-        for job in jobs {
-            let answer = self.store_alone(&job, uncertain).await;
-            let _ = job.reply.send(answer);
-        }
-    }
-
-    /// Writes one append in a transaction, again while that is safe and there is time: what was
-    /// stored by a lost attempt is found by its ids.
-    async fn store_alone(&self, job: &Job, mut uncertain: bool) -> Answer {
-        let mut attempt = Attempt::new(job.deadline);
-        loop {
-            if Instant::now() >= job.deadline {
-                return Err(too_slow());
-            }
-            let permit = self.pool.write_permit(job.deadline).await?;
-            let mut lease = self.pool.lease(job.deadline).await?;
-            let result = transact(&mut lease, job.deadline, async |db| {
-                append_alone(&db, self.form, &job.append, uncertain).await
-            })
-            .await;
-            drop((lease, permit));
-            match result {
-                Ok(messages) => {
-                    self.count(1);
-                    return Ok(messages);
-                }
-                Err(Undone::Surely(failure)) => attempt.again(failure).await?,
-                Err(Undone::Perhaps(error)) => {
-                    uncertain = true;
-                    attempt.pause(error).await?;
-                }
-            }
-        }
     }
 
     fn count(&self, appends: u64) {
@@ -356,30 +241,8 @@ impl Appender {
     }
 }
 
-/// Whether some of a session's appends bring vectors.
-fn have_vectors(group: &[Job]) -> bool {
-    group.iter().any(|job| job.append.has_vectors())
-}
-
 /// Runs `work` in a task of its own: should it panic, its callers hear of it and ours goes on.
 async fn survive<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
     let ran = tokio::spawn(work).await;
     ran.inspect_err(|_| tracing::error!("an append panicked")).ok()
-}
-
-/// Answers what cannot run now; nothing of it is left.
-fn refuse(groups: Vec<Vec<Job>>, error: &StoreError) -> Left {
-    for job in groups.into_iter().flatten() {
-        let _ = job.reply.send(Err(error.clone()));
-    }
-    (Vec::new(), false)
-}
-
-/// Answers the appends of one session.
-fn answer_group(group: Vec<Job>, mut last_seq: i64) {
-    for job in group {
-        let stored = job.append.into_stored(last_seq);
-        last_seq = stored.last().map_or(last_seq, |message| message.seq);
-        let _ = job.reply.send(Ok(stored));
-    }
 }

@@ -83,6 +83,11 @@ const INSERT_JOBS: &str = "insert into embedding_jobs
     select m.bucket, m.session_id, m.seq, m.message_id, s.project_id, 1, 0, m.created_at, m.created_at,
         m.created_at % 3 = 0, case when m.created_at % 100 = 0 then 'a reason' end
     from messages m join sessions s using (bucket, session_id) where m.seq % 20 = 1";
+const INSERT_RECORDS: &str = "insert into idempotency_records
+    (bucket, project_id, claim_id, place, fingerprint, target, places, retry, created_at, expires_at)
+    select m.bucket, s.project_id, sha256(uuid_send(m.message_id)), case when m.seq % 3 = 0 then m.seq else 0 end,
+        sha256(''), m.session_id::text, m.seq::text, 0, m.created_at, m.created_at + 86400000000
+    from messages m join sessions s using (bucket, session_id) where m.seq % 10 = 3";
 
 /// Where a session stands.
 #[derive(Clone)]
@@ -192,7 +197,7 @@ impl Rows {
         execute(owner, INSERT_ERASURES, &[]).await;
         let indexes = if quickly { drop_indexes(owner).await } else { Vec::new() };
         execute(owner, INSERT_MESSAGES, params![MESSAGES_MAX]).await;
-        for sql in [INSERT_MODELS, INSERT_VECTORS, INSERT_JOBS, INSERT_TEXTS] {
+        for sql in [INSERT_MODELS, INSERT_VECTORS, INSERT_JOBS, INSERT_TEXTS, INSERT_RECORDS] {
             execute(owner, sql, &[]).await;
         }
         for index in indexes {

@@ -110,7 +110,7 @@ impl Db {
     }
 
     /// Runs statements without parameters, none of them prepared.
-    pub(super) async fn run(&self, sql: &str) -> Result<(), Error> {
+    pub(crate) async fn run(&self, sql: &str) -> Result<(), Error> {
         self.client.batch_execute(sql).await
     }
 

@@ -38,7 +38,7 @@ async fn what_a_caller_began_is_finished_when_it_goes_away() {
     // The first is at the server, the second in the queue; the third is no append.
     for content in ["first", "second"] {
         let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", content);
-        let appending = store.append_messages(&SCOPE, session_id, vec![new], ctx.now());
+        let appending = store.append_messages(&SCOPE, session_id, vec![new], ctx.now(), None);
         timeout(IMPATIENT, appending).await.expect_err("the row is locked");
     }
     let patch = SessionPatch { session_name: Some("renamed".to_owned()), ..SessionPatch::default() };

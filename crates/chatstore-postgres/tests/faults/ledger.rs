@@ -71,8 +71,8 @@ impl Ledger {
         let messages = usize::from(1 + count % BATCH_MAX);
         let append = self.appends.fetch_add(1, Ordering::Relaxed);
         let new: Vec<_> = (0..messages).map(|place| self.note(session_id, append, place, messages)).collect();
-        let appending = store.append_messages(&SCOPE, session_id, new, self.ctx.now());
-        let result = within(self.limit, appending).await;
+        let appending = store.append_messages(&SCOPE, session_id, new, self.ctx.now(), None);
+        let result = within(self.limit, appending).await.map(|answered| answered.value);
         match &result {
             Ok(stored) => {
                 assert_eq!(stored.len(), messages);

@@ -8,6 +8,7 @@
 mod death;
 mod departures;
 mod held;
+mod keyed;
 mod ledger;
 mod network;
 mod proxy;
@@ -69,7 +70,7 @@ async fn new_session(store: &PostgresStore) -> Session {
         external_id: None,
         created_at,
     };
-    store.create_session(&SCOPE, new).await.unwrap()
+    store.create_session(&SCOPE, new, Vec::new(), None).await.unwrap().value
 }
 
 async fn read_session(store: &PostgresStore, session_id: SessionId) -> Result<Session, StoreError> {

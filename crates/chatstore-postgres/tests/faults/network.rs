@@ -17,22 +17,22 @@ const WRITERS: usize = 16;
 const SESSIONS: usize = 6;
 
 /// A store behind a proxy, what it stands on, and a second store that goes around the proxy.
-struct Place {
-    store: Arc<PostgresStore>,
-    direct: Arc<PostgresStore>,
-    proxy: Proxy,
-    _database: TestDatabase,
+pub(crate) struct Place {
+    pub(crate) store: Arc<PostgresStore>,
+    pub(crate) direct: Arc<PostgresStore>,
+    pub(crate) proxy: Proxy,
+    pub(crate) database: TestDatabase,
     cluster: Cluster,
 }
 
 impl Place {
-    async fn new(change: impl FnOnce(&mut PostgresOptions)) -> Self {
+    pub(crate) async fn new(change: impl FnOnce(&mut PostgresOptions)) -> Self {
         let cluster = cluster(Settings::fast().tcp());
         let database = TestDatabase::create_on(&cluster.tcp_url("postgres")).await;
         let proxy = Proxy::start(cluster.port()).await;
         let store = open(&proxy.url(&database.url()), change).await;
         let direct = open(&database.url(), |_| {}).await;
-        Self { store, direct, proxy, _database: database, cluster }
+        Self { store, direct, proxy, database, cluster }
     }
 }
 

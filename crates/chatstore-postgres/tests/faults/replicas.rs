@@ -68,6 +68,8 @@ impl Writer {
             match kind % 4 {
                 0 => {
                     new.external_id = Some(format!("external-{}", number % EXTERNAL_IDS));
+                    // Else it would be the message that has this id.
+                    new.content = message_id.to_string();
                     taken_is_fine = true;
                 }
                 1 => new.parent_id = self.known.get(&session_id).copied(),
@@ -78,13 +80,13 @@ impl Writer {
                 _ => {}
             }
             let external_id = new.external_id.clone();
-            match self.store.append_messages(&SCOPE, session_id, vec![new], self.ctx.now()).await {
+            match self.store.append_messages(&SCOPE, session_id, vec![new], self.ctx.now(), None).await {
                 Ok(stored) => {
                     assert!(!absent_is_fine, "a parent from elsewhere was taken");
                     self.known.insert(session_id, message_id);
-                    self.acknowledged.extend(stored);
+                    self.acknowledged.extend(stored.value);
                 }
-                Err(StoreError::Conflict { field: "external_id" }) if taken_is_fine => {
+                Err(StoreError::ExternalIdTaken { n: 0 }) if taken_is_fine => {
                     self.conflicts.push((session_id, external_id.unwrap()));
                 }
                 Err(StoreError::Invalid { pointer, .. }) if absent_is_fine => assert_eq!(pointer, "/0/parent_id"),
@@ -195,7 +197,7 @@ async fn an_append_that_the_database_refuses_fails_no_neighbour() {
             let session_id = sessions[number % sessions.len()];
             let content = if number % 5 == 0 { "bad" } else { "good" };
             let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", content);
-            (content, store.append_messages(&SCOPE, session_id, vec![new], ctx.now()).await)
+            (content, store.append_messages(&SCOPE, session_id, vec![new], ctx.now(), None).await)
         });
         for (content, result) in join_all(appends).await {
             match result {
@@ -222,7 +224,7 @@ async fn a_revoked_key_is_known_everywhere_at_once() {
     let presented = PresentedKey::generate(&ctx);
     let key = ApiKey::new(&presented, ProjectId::DEFAULT, "phone", KeyScopes::all(), ctx.now());
     let key_id = key.key_id.clone();
-    one.create_api_key(key).await.unwrap();
+    one.create_api_key(key, None).await.unwrap();
     let revoked_in = async |store: &PostgresStore| {
         store.get_api_key(&key_id).await.unwrap().expect("the key exists").0.revoked_at.is_some()
     };

@@ -71,7 +71,12 @@ impl Engine {
 
     async fn session(&self, user_id: &str) -> SessionId {
         let new = self.new_session(user_id);
-        self.store.create_session(&self.scope, new).await.expect("a session can be created").session_id
+        self.store
+            .create_session(&self.scope, new, Vec::new(), None)
+            .await
+            .expect("a session can be created")
+            .value
+            .session_id
     }
 
     fn new_message(&self, session_id: SessionId, content: &str) -> NewMessage {
@@ -79,8 +84,8 @@ impl Engine {
     }
 
     async fn append(&self, session_id: SessionId, new: Vec<NewMessage>) -> Vec<Message> {
-        let appended = self.store.append_messages(&self.scope, session_id, new, self.ctx.now()).await;
-        appended.expect("it can be appended")
+        let appended = self.store.append_messages(&self.scope, session_id, new, self.ctx.now(), None).await;
+        appended.expect("it can be appended").value
     }
 
     async fn say(&self, session_id: SessionId, content: &str) -> Message {

@@ -293,7 +293,7 @@ pub(crate) async fn fill_with_clusters(engine: &Engine, dimensions: usize) -> Ve
     let created_at = engine.ctx.now();
     let project_id = engine.ctx.new_project_id(created_at);
     let other = Project::new(project_id, "other", created_at);
-    engine.store.create_project(other).await.expect("it can be created");
+    engine.store.create_project(other, None).await.expect("it can be created");
     let mut all = Vec::new();
     for part in 0..16 {
         let scope = Scope::project(if part % 4 == 3 { project_id } else { ProjectId::DEFAULT });

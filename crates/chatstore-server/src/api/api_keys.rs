@@ -21,6 +21,7 @@ use crate::audit::{AuditTarget, Audited};
 use crate::auth::Caller;
 use crate::error::{ApiError, Code};
 use crate::extract::{FromQuery, Json, KeyPath, OptionalJson, ProjectCaller, Query};
+use crate::idempotency::{Doing, Once, ShownOnce, made_first};
 use crate::openapi::Operation;
 use crate::query::{Paging, Pairs, binding};
 use crate::respond::{Created, Listed, Ok200};
@@ -63,8 +64,8 @@ pub const CREATE_API_KEY: OperationDoc = OperationDoc {
 pub async fn create_api_key(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
-    Json(body): Json<CreateApiKeyRequest>,
-) -> Result<Audited<Created<ApiKeyResponse>>, ApiError> {
+    Once(Json(body), repeatable): Once<Json<CreateApiKeyRequest>>,
+) -> Result<Audited<ShownOnce<Created<ApiKeyResponse>>>, ApiError> {
     let now = app.ctx.now();
     let new = body.check(now)?;
     let project_id = new.project_id.unwrap_or(caller.scope.project_id);
@@ -81,12 +82,15 @@ pub async fn create_api_key(
     let limits_by_operator = are_by_operator(&caller, &new.settings.limits);
     let settings = KeySettings { limits_by_operator, ..new.settings };
     let key = ApiKey { user_id: new.user_id, expires_at: new.expires_at, settings, ..key };
-    app.store.create_api_key(key.clone()).await.map_err(project_error)?;
+    let doing = Doing { operation: CREATE_API_KEY.id, target: "", user_id: None, bucket: None, now };
+    let claim = repeatable.claim(&app, &caller, doing).await?;
+    let created = app.store.create_api_key(key, claim.as_ref()).await.map_err(project_error)?;
+    let key = made_first(created, secret_already_shown)?;
     app.credentials.forget_key(&key.key_id);
     let body = ApiKeyResponse::new(key, project.name, now);
     let location = Some(format!("/api/v1/admin/keys/{}", presented.key_id()));
     let target = target(presented.key_id(), project_id);
-    Ok(Audited(Created { body: body.with_secret(presented.expose()), version: None, location }, target))
+    Ok(Audited(ShownOnce(Created { body: body.with_secret(presented.expose()), version: None, location }), target))
 }
 
 /// See [`list_api_keys`].
@@ -180,8 +184,8 @@ pub async fn rotate_api_key(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
     KeyPath(key_id): KeyPath,
-    OptionalJson(body): OptionalJson<RotateApiKeyRequest>,
-) -> Result<Audited<Ok200<ApiKeyResponse>>, ApiError> {
+    Once(OptionalJson(body), repeatable): Once<OptionalJson<RotateApiKeyRequest>>,
+) -> Result<Audited<ShownOnce<Ok200<ApiKeyResponse>>>, ApiError> {
     let mut errors = Vec::new();
     let grace = check_seconds("/grace_seconds", body.grace_seconds.value(), GRACE_SECONDS, &mut errors);
     if !errors.is_empty() {
@@ -191,9 +195,22 @@ pub async fn rotate_api_key(
     let presented = PresentedKey::rotate(&app.ctx, &key_id).ok_or_else(|| ApiError::not_found("API key"))?;
     let now = app.ctx.now();
     let until = now.plus_micros(grace * SECOND_US);
-    let rotated = app.store.rotate_api_key(&caller.authority(), &key_id, presented.digest(), until, now).await;
-    let Audited(Ok200(body), target) = changed(&app, rotated.map_err(key_error)?, project, now);
-    Ok(Audited(Ok200(body.with_secret(presented.expose())), target))
+    let doing = Doing { operation: ROTATE_API_KEY.id, target: &key_id, user_id: None, bucket: None, now };
+    let claim = repeatable.claim(&app, &caller, doing).await?;
+    let digest = presented.digest();
+    let rotated = app.store.rotate_api_key(&caller.authority(), &key_id, digest, until, now, claim.as_ref()).await;
+    let rotated = made_first(rotated.map_err(key_error)?, secret_already_shown)?;
+    let Audited(Ok200(body), target) = changed(&app, rotated, project, now);
+    Ok(Audited(ShownOnce(Ok200(body.with_secret(presented.expose()))), target))
+}
+
+/// What to do about a secret that went astray with the answer that showed it.
+fn secret_already_shown(key: &ApiKey) -> String {
+    let key_id = &key.key_id;
+    format!(
+        "The answer to this request showed the secret of the key `{key_id}`, this once. If it did not arrive, rotate the \
+         key with a new `Idempotency-Key`: `POST /api/v1/admin/keys/{key_id}/rotate`."
+    )
 }
 
 /// See [`revoke_api_key`].

@@ -40,7 +40,7 @@ pub struct AuditEventResponse {
     action: String,
     /// The id of what it was done to.
     target_id: Option<String>,
-    /// `ok`, the `code` of the answer, or `unknown` if the caller did not wait for it.
+    /// `ok`, `replayed` for a request that was answered before, the `code` of the answer, or `unknown` if the caller did not wait for it.
     outcome: String,
     /// The address it came from.
     address: Option<String>,

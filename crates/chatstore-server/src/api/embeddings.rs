@@ -145,7 +145,7 @@ impl Brought {
 }
 
 /// Whether the embedding source makes the vector of a message that comes with this one.
-pub(super) fn is_wanted(app: &App, brought: Option<&NewEmbedding>) -> bool {
+pub(crate) fn is_wanted(app: &App, brought: Option<&NewEmbedding>) -> bool {
     let has_own = |model: &str| brought.is_some_and(|embedding| embedding.model == model);
     app.embedder.as_ref().is_some_and(|embedder| !has_own(embedder.model()))
 }

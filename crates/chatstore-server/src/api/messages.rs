@@ -21,6 +21,7 @@ use crate::auth::Caller;
 use crate::body::OneOrMany;
 use crate::error::ApiError;
 use crate::extract::{FromQuery, IfMatch, MessagePath, Query, SessionPath, Stored};
+use crate::idempotency::{Doing, Once, Replayable};
 use crate::openapi::Operation;
 use crate::query::{Paging, Pairs, binding, describe_order};
 use crate::respond::{Created, Listed, Versioned};
@@ -85,8 +86,8 @@ pub async fn append_messages(
     State(app): State<App>,
     caller: Caller,
     SessionPath(session_id): SessionPath,
-    Stored(AppendMessagesRequest(body)): Stored<AppendMessagesRequest>,
-) -> Result<Created<AppendMessagesResponse>, ApiError> {
+    Once(Stored(AppendMessagesRequest(body)), repeatable): Once<Stored<AppendMessagesRequest>>,
+) -> Result<Replayable<Created<AppendMessagesResponse>>, ApiError> {
     let now = app.ctx.now();
     let is_batch = matches!(body, OneOrMany::Many(_));
     let requests = match body {
@@ -106,13 +107,26 @@ pub async fn append_messages(
         return Err(ApiError::invalid(errors));
     }
     let is_queued = messages.iter().any(|message| message.embed);
-    let appended = app.store.append_messages(&caller.scope, session_id, messages, now).await;
-    let mut messages: Vec<MessageResponse> =
-        appended.map_err(|error| append_error(error, is_batch))?.into_iter().map(MessageResponse::from).collect();
-    if is_queued {
+    let doing = Doing {
+        operation: APPEND_MESSAGES.id,
+        target: &session_id.to_string(),
+        user_id: caller.scope.user_id.as_deref(),
+        bucket: Some(session_id.bucket()),
+        now,
+    };
+    let claim = repeatable.claim(&app, &caller, doing).await?;
+    let appended = app.store.append_messages(&caller.scope, session_id, messages, now, claim.as_ref()).await;
+    let appended = appended.map_err(|error| append_error(error, is_batch))?;
+    if is_queued && !appended.is_replay {
         app.embedding_queued();
     }
-    Ok(match (is_batch, messages.pop()) {
+    Ok(Replayable(appended.map(|messages| created(messages, is_batch))))
+}
+
+/// The answer to an append: one message for one, an array for an array.
+fn created(messages: Vec<Message>, is_batch: bool) -> Created<AppendMessagesResponse> {
+    let mut messages: Vec<MessageResponse> = messages.into_iter().map(MessageResponse::from).collect();
+    match (is_batch, messages.pop()) {
         (false, Some(message)) => Created {
             version: Some(message.version),
             location: Some(format!("/api/v1/messages/{}", message.message_id)),
@@ -122,7 +136,7 @@ pub async fn append_messages(
             messages.extend(last);
             Created { body: AppendMessagesResponse::Many(messages), version: None, location: None }
         }
-    })
+    }
 }
 
 /// The store counts messages from 0; the pointer of a single one has no index.
@@ -131,6 +145,9 @@ fn append_error(error: StoreError, is_batch: bool) -> ApiError {
         StoreError::NotFound => ApiError::not_found("session"),
         StoreError::Invalid { pointer, detail } if !is_batch => {
             ApiError::invalid_field(pointer.strip_prefix("/0").unwrap_or(&pointer), detail)
+        }
+        StoreError::ExternalIdTaken { n } => {
+            ApiError::external_id_taken(if is_batch { format!("/{n}/external_id") } else { "/external_id".to_owned() })
         }
         error => ApiError::from_store(error, "message"),
     }

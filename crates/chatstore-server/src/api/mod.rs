@@ -42,7 +42,7 @@ fn check_length(pointer: &str, text: Option<&str>, bytes_max: usize, errors: &mu
 }
 
 /// Refuses a text that is empty or longer than `bytes_max`.
-fn check_id(pointer: &str, text: Option<&str>, bytes_max: usize, errors: &mut Vec<FieldError>) {
+pub(crate) fn check_id(pointer: &str, text: Option<&str>, bytes_max: usize, errors: &mut Vec<FieldError>) {
     if text.is_some_and(str::is_empty) {
         errors.push(FieldError::new(pointer, "must not be empty"));
     }
@@ -56,16 +56,20 @@ fn check_external_id(pointer: &str, text: Option<&str>, errors: &mut Vec<FieldEr
 
 /// Refuses metadata that is no object or too large.
 fn check_metadata(pointer: &str, metadata: Option<&RawJson>, errors: &mut Vec<FieldError>) {
+    check_metadata_within(METADATA_BYTES_MAX, pointer, metadata, errors);
+}
+
+fn check_metadata_within(bytes_max: usize, pointer: &str, metadata: Option<&RawJson>, errors: &mut Vec<FieldError>) {
     let Some(metadata) = metadata else { return };
     if !metadata.is_object() {
         errors.push(FieldError::new(pointer, "must be an object"));
-    } else if metadata.as_str().len() > METADATA_BYTES_MAX {
-        errors.push(FieldError::new(pointer, format!("must have at most {METADATA_BYTES_MAX} bytes")));
+    } else if metadata.bytes() > bytes_max {
+        errors.push(FieldError::new(pointer, format!("must have at most {bytes_max} bytes")));
     }
 }
 
 /// Refuses filters `metadata[key]=value` that are malformed or too many.
-fn check_metadata_filter(pairs: &Pairs, filter: &[(String, String)], errors: &mut Vec<FieldError>) {
+pub(crate) fn check_metadata_filter(pairs: &Pairs, filter: &[(String, String)], errors: &mut Vec<FieldError>) {
     if filter.len() > METADATA_FILTERS_MAX {
         errors.push(FieldError::new("?metadata", format!("may stand at most {METADATA_FILTERS_MAX} times")));
     }

@@ -22,6 +22,7 @@ use crate::audit::{AuditTarget, Audited};
 use crate::auth::Caller;
 use crate::error::{ApiError, Code};
 use crate::extract::{FromQuery, Json, OptionalJson, ProjectCaller, ProjectPath, Query};
+use crate::idempotency::{Doing, Once, Replayable, ShownOnce, made_first};
 use crate::openapi::Operation;
 use crate::query::{Paging, Pairs, binding};
 use crate::respond::{Created, Listed, Ok200};
@@ -60,8 +61,8 @@ pub const CREATE_PROJECT: OperationDoc = OperationDoc {
 pub async fn create_project(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
-    Json(body): Json<CreateProjectRequest>,
-) -> Result<Audited<Created<ProjectResponse>>, ApiError> {
+    Once(Json(body), repeatable): Once<Json<CreateProjectRequest>>,
+) -> Result<Audited<Replayable<Created<ProjectResponse>>>, ApiError> {
     if body.is_about_tokens() {
         check_signer(&caller)?;
     }
@@ -69,12 +70,17 @@ pub async fn create_project(
     let now = app.ctx.now();
     let mut project = Project::new(app.ctx.new_project_id(now), "", now);
     patch.apply(&mut project, now);
-    let project = app.store.create_project(project).await.map_err(project_error)?;
-    app.credentials.forget_project(project.project_id);
-    let project_id = project.project_id;
-    let location = Some(format!("/api/v1/admin/projects/{project_id}"));
-    let body = ProjectResponse::new(project, now);
-    Ok(Audited(Created { body, version: None, location }, target(project_id)))
+    let doing = Doing { operation: CREATE_PROJECT.id, target: "", user_id: None, bucket: None, now };
+    let claim = repeatable.claim(&app, &caller, doing).await?;
+    let created = app.store.create_project(project, claim.as_ref()).await.map_err(project_error)?;
+    let project_id = created.value.project_id;
+    app.credentials.forget_project(project_id);
+    let answer = created.map(|project| Created {
+        body: ProjectResponse::new(project, now),
+        version: None,
+        location: Some(format!("/api/v1/admin/projects/{project_id}")),
+    });
+    Ok(Audited(Replayable(answer), target(project_id)))
 }
 
 /// See [`list_projects`].
@@ -215,8 +221,8 @@ pub const ROTATE_TOKEN_SECRET: OperationDoc = OperationDoc {
 pub async fn rotate_token_secret(
     State(app): State<App>,
     ProjectCaller(caller): ProjectCaller,
-    OptionalJson(body): OptionalJson<RotateTokenSecretRequest>,
-) -> Result<Created<RotateTokenSecretResponse>, ApiError> {
+    Once(OptionalJson(body), repeatable): Once<OptionalJson<RotateTokenSecretRequest>>,
+) -> Result<ShownOnce<Created<RotateTokenSecretResponse>>, ApiError> {
     check_signer(&caller)?;
     let mut errors = Vec::new();
     let grace = check_seconds("/grace_seconds", body.grace_seconds.value(), GRACE_SECONDS, &mut errors);
@@ -226,12 +232,18 @@ pub async fn rotate_token_secret(
     let (project_id, now) = (caller.scope.project_id, app.ctx.now());
     let secret = TokenSecret::generate(&app.ctx);
     let until = now.plus_micros(grace * SECOND_US);
-    let rotated = app.store.rotate_token_secret(project_id, Some(secret), until, now).await;
-    let rotated = rotated.map_err(own_project_error)?;
+    let doing = Doing { operation: ROTATE_TOKEN_SECRET.id, target: "", user_id: None, bucket: None, now };
+    let claim = repeatable.claim(&app, &caller, doing).await?;
+    let rotated = app.store.rotate_token_secret(project_id, Some(secret), until, now, claim.as_ref()).await;
+    let rotated = made_first(rotated.map_err(own_project_error)?, |_| {
+        "The answer to this request showed the secret, this once. If it did not arrive, send the request with a new \
+         `Idempotency-Key`: it makes another secret."
+            .to_owned()
+    })?;
     app.credentials.forget_project(project_id);
     let previous = rotated.token_secrets.get(1).and_then(|previous| previous.expires_at);
     let body = RotateTokenSecretResponse { secret: secret.expose(), previous_expires_at: previous };
-    Ok(Created { body, version: None, location: None })
+    Ok(ShownOnce(Created { body, version: None, location: None }))
 }
 
 /// See [`delete_token_secret`].
@@ -248,7 +260,8 @@ pub async fn delete_token_secret(
     ProjectCaller(caller): ProjectCaller,
 ) -> Result<Ok200<ProjectResponse>, ApiError> {
     let (project_id, now) = (caller.scope.project_id, app.ctx.now());
-    let without = app.store.rotate_token_secret(project_id, None, now, now).await.map_err(own_project_error)?;
+    let without =
+        app.store.rotate_token_secret(project_id, None, now, now, None).await.map_err(own_project_error)?.value;
     app.credentials.forget_project(project_id);
     Ok(Ok200(ProjectResponse::new(without, now)))
 }

@@ -5,10 +5,13 @@ mod some;
 
 use axum::extract::State;
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::Claim;
 use chatstore_core::ids::SessionId;
 use chatstore_core::json::RawJson;
 use chatstore_core::limits::{SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
-use chatstore_core::sessions::{NewSession, Session, SessionPatch};
+use chatstore_core::page::{PageRequest, SessionPosition};
+use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery};
+use chatstore_core::store::StoreError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,8 +20,9 @@ use super::{OperationDoc, check_external_id, check_id, check_length, check_metad
 use crate::app::App;
 use crate::auth::Caller;
 use crate::body::{Body, Field};
-use crate::error::{ApiError, Code};
+use crate::error::ApiError;
 use crate::extract::{IfMatch, Query, SessionPath, Stored};
+use crate::idempotency::{Doing, Once, Repeatable, Replayable};
 use crate::openapi::{Example, id, object, optional_id, optional_object, optional_time, time};
 use crate::quotas::AddsText;
 use crate::respond::{Created, Listed, Versioned};
@@ -142,7 +146,12 @@ impl Example for CreateSessionRequest {
 }
 
 impl CreateSessionRequest {
-    fn check(self, app: &App, caller: &Caller) -> Result<NewSession, ApiError> {
+    async fn check(
+        self,
+        app: &App,
+        caller: &Caller,
+        repeatable: &Repeatable,
+    ) -> Result<(NewSession, Option<Claim>), ApiError> {
         let mut errors = Vec::new();
         let session_name = self.session_name.required("/session_name", &mut errors);
         let is_favorite = self.is_favorite.not_null("/is_favorite", &mut errors).unwrap_or(false);
@@ -156,9 +165,18 @@ impl CreateSessionRequest {
             return Err(ApiError::invalid(errors));
         };
         let user_id = caller.user(user_id)?;
-        let bucket = caller.scope.bucket(user_id.as_deref(), external_id.as_deref(), app.ctx.random());
         let created_at = app.ctx.now();
-        Ok(NewSession {
+        let doing = Doing {
+            operation: CREATE_SESSION.id,
+            target: "",
+            user_id: user_id.as_deref(),
+            bucket: None,
+            now: created_at,
+        };
+        let claim = repeatable.claim(app, caller, doing).await?;
+        let elsewhere = claim.as_ref().map_or_else(|| app.ctx.random().into(), |claim| claim.bucket);
+        let bucket = caller.scope.bucket(user_id.as_deref(), external_id.as_deref(), elsewhere);
+        let new = NewSession {
             session_id: app.ctx.new_session_id(created_at, bucket),
             user_id,
             session_name,
@@ -166,7 +184,8 @@ impl CreateSessionRequest {
             metadata: metadata.unwrap_or_else(RawJson::empty_object),
             external_id,
             created_at,
-        })
+        };
+        Ok((new, claim))
     }
 }
 
@@ -227,19 +246,16 @@ pub const CREATE_SESSION: OperationDoc = OperationDoc {
 pub async fn create_session(
     State(app): State<App>,
     caller: Caller,
-    Stored(body): Stored<CreateSessionRequest>,
-) -> Result<Created<SessionResponse>, ApiError> {
-    if caller.sessions.is_some() {
-        let detail = "The token is for some sessions alone: a new one needs a token without `session_ids`, or a key.";
-        return Err(ApiError::new(Code::InsufficientScope, detail));
-    }
-    let new = body.check(&app, &caller)?;
-    let session = app.store.create_session(&caller.scope, new).await.map_err(session_error)?;
-    Ok(Created {
+    Once(Stored(body), repeatable): Once<Stored<CreateSessionRequest>>,
+) -> Result<Replayable<Created<SessionResponse>>, ApiError> {
+    caller.require_new_sessions()?;
+    let (new, claim) = body.check(&app, &caller, &repeatable).await?;
+    let created = app.store.create_session(&caller.scope, new, Vec::new(), claim.as_ref()).await;
+    Ok(Replayable(created.map_err(session_error)?.map(|session| Created {
         version: Some(session.version),
         location: Some(format!("/api/v1/sessions/{}", session.session_id)),
         body: session.into(),
-    })
+    })))
 }
 
 /// See [`list_sessions`].
@@ -260,14 +276,24 @@ pub async fn list_sessions(
     caller.user(list.query.user_id.clone())?;
     let binding = list.binding(&caller);
     let request = list.paging.request(&app.cursor_key, &binding)?;
-    let page = match &caller.sessions {
-        Some(sessions) => list_some(&app, &caller, sessions, &list.query, &request).await?,
-        None => app.store.list_sessions(&caller.scope, &list.query, &request).await.map_err(session_error)?,
-    };
+    let page = list_page(&app, &caller, &list.query, &request).await.map_err(session_error)?;
     Ok(Listed {
         next: page.next.map(|next| list.paging.next_link(&app.cursor_key, &binding, &next)),
         items: page.items.into_iter().map(SessionResponse::from).collect(),
     })
+}
+
+/// A page of the sessions that exist for the caller.
+pub(crate) async fn list_page(
+    app: &App,
+    caller: &Caller,
+    query: &SessionQuery,
+    page: &PageRequest<SessionPosition>,
+) -> Result<SessionPage, StoreError> {
+    match &caller.sessions {
+        Some(sessions) => list_some(app, caller, sessions, query, page).await,
+        None => app.store.list_sessions(&caller.scope, query, page).await,
+    }
 }
 
 /// See [`get_session`].
@@ -334,6 +360,6 @@ fn versioned(session: Session) -> Versioned<SessionResponse> {
     Versioned(session.into(), version)
 }
 
-fn session_error(error: chatstore_core::store::StoreError) -> ApiError {
+fn session_error(error: StoreError) -> ApiError {
     ApiError::from_store(error, "session")
 }

@@ -1,12 +1,9 @@
 //! The sessions of deleted projects are deleted in small steps, by whichever servers run.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{WorkerPace, fault, pause};
+use super::{PAUSE_MIN, WorkerPace, fault, pause};
 use crate::app::App;
-
-/// Shortest pause between two steps.
-const PAUSE_MIN: Duration = Duration::from_millis(5);
 
 /// Looks for what deleted projects left behind, and deletes it step by step; each step is followed by a pause of twice
 /// its length.

@@ -63,7 +63,7 @@ async fn proxies_that_disagree_open_no_key(app: TestApp) {
     let scopes = KeyScopes::parse("read").unwrap();
     let key = ApiKey::new(&presented, ProjectId::DEFAULT, "a key", scopes, app.ctx.now());
     let settings = KeySettings { allowed_addresses: vec!["10.0.0.0/8".to_owned()], ..KeySettings::default() };
-    app.store.create_api_key(ApiKey { settings, ..key }).await.unwrap();
+    app.store.create_api_key(ApiKey { settings, ..key }, None).await.unwrap();
     let app = app.with_access(AccessSettings { trusted_proxies: 1, ..access() }).await;
     let proxy = at(&app, "10.0.0.1", presented.expose());
     proxy.with("x-forwarded-for", "10.0.0.7").get("/api/v1/sessions").await.expect(200);

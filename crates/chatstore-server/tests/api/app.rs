@@ -125,7 +125,7 @@ impl TestApp {
         let (store, place) = engine.open().await;
         let created_at = ctx.now();
         let other = ctx.new_project_id(created_at);
-        store.create_project(Project::new(other, "other", created_at)).await.unwrap();
+        store.create_project(Project::new(other, "other", created_at), None).await.unwrap();
         let default = ProjectId::DEFAULT;
         let key = async |project_id, scopes: &str, user_id: Option<&str>| {
             store_key(&*store, &ctx, (project_id, scopes, user_id), None).await
@@ -277,6 +277,6 @@ async fn store_key(
     let presented = PresentedKey::generate(ctx);
     let scopes = KeyScopes::parse(scopes).unwrap();
     let key = ApiKey::new(&presented, project_id, "a key", scopes, ctx.now());
-    store.create_api_key(ApiKey { user_id: user_id.map(ToOwned::to_owned), expires_at, ..key }).await.unwrap();
+    store.create_api_key(ApiKey { user_id: user_id.map(ToOwned::to_owned), expires_at, ..key }, None).await.unwrap();
     presented.expose().to_owned()
 }

@@ -23,6 +23,7 @@ use crate::rate_limits::at;
 
 api_tests! {
     what_is_ruled_or_destroyed_is_noted_with_its_outcome
+    an_item_is_noted_by_its_messages_id
     what_only_reads_or_is_nobodys_is_not_noted
     an_event_tells_who_from_where_and_under_which_id
     an_address_that_proxies_disagree_on_is_not_noted
@@ -95,6 +96,26 @@ async fn what_is_ruled_or_destroyed_is_noted_with_its_outcome(app: TestApp) {
     noted("retry_parked_embeddings", None, "ok").await;
 }
 
+async fn an_item_is_noted_by_its_messages_id(app: TestApp) {
+    let admin = app.admin();
+    let session = admin.new_session("n").await;
+    let conversation = format!("/v1/conversations/conv_{}", session.replace('-', ""));
+    let item = |id: Option<&str>| json!({"items": [{"role": "user", "content": "x", "id": id}]});
+    let event = |target: &str, outcome: &str| ("delete_item".to_owned(), Some(target.to_owned()), outcome.to_owned());
+    for own_id in [None, Some("msg_mine")] {
+        let made = admin.post(&format!("{conversation}/items"), item(own_id)).await.expect(200);
+        let messages = admin.get(&format!("/api/v1/sessions/{session}/messages")).await.items();
+        let path = format!("{conversation}/items/{}", text(&made["first_id"]));
+        admin.delete(&path).await.expect(200);
+        assert_eq!(newest(&app).await, event(&text(&messages[0]["message_id"]), "ok"));
+    }
+    // What names nothing says at least where it was looked for.
+    admin.delete(&format!("{conversation}/items/msg_mine")).await;
+    assert_eq!(newest(&app).await, event(&session, "not_found"));
+    admin.delete(&conversation).await.expect(200);
+    assert_eq!(newest(&app).await, ("delete_conversation".to_owned(), Some(session), "ok".to_owned()));
+}
+
 async fn what_only_reads_or_is_nobodys_is_not_noted(app: TestApp) {
     let admin = app.admin();
     let id = admin.new_session("n").await;
@@ -161,7 +182,7 @@ async fn an_address_that_proxies_disagree_on_is_not_noted(app: TestApp) {
 async fn a_refusal_for_lack_of_scope_is_noted_once_a_minute(app: TestApp) {
     let secret = TokenSecret::generate(&app.ctx);
     let now = app.ctx.now();
-    app.store.rotate_token_secret(ProjectId::DEFAULT, Some(secret), now, now).await.unwrap();
+    app.store.rotate_token_secret(ProjectId::DEFAULT, Some(secret), now, now, None).await.unwrap();
     let mut clients = vec![app.reader(), app.reader().with("x-user-id", "eve"), app.writer()];
     for user_id in ["ada", "bob"] {
         let token = json!({"user_id": user_id, "scopes": ["read"], "expires_in_seconds": 3_600});

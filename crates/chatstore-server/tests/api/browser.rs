@@ -13,11 +13,12 @@ use crate::faulty::{Fault, FaultyStore};
 
 const SESSIONS: &str = "/api/v1/sessions";
 const ORIGIN: &str = "https://app.example";
-const EXPOSED: &str = "link,etag,retry-after,ratelimit,ratelimit-policy,x-request-id,idempotent-replayed,location,\
-                       allow,www-authenticate";
+const EXPOSED: &str = "link,etag,retry-after,ratelimit,ratelimit-policy,x-request-id,idempotent-replayed,\
+                       x-should-retry,location,allow,www-authenticate";
 
 api_tests! {
     a_preflight_is_answered_before_keys_and_limits
+    a_preflight_admits_what_openais_sdk_sends
     pages_of_listed_origins_may_read_every_answer
     origins_that_only_look_like_a_listed_one_are_refused
     every_origin_may_read_where_all_are_allowed_but_without_credentials
@@ -53,6 +54,22 @@ async fn a_preflight_is_answered_before_keys_and_limits(app: TestApp) {
         assert_eq!(reply.header("ratelimit"), None);
         assert_eq!(reply.header("x-frame-options"), Some("DENY"));
         assert!(reply.header("x-request-id").is_some() && reply.bytes.is_empty());
+    }
+}
+
+async fn a_preflight_admits_what_openais_sdk_sends(app: TestApp) {
+    // As a browser lists them: in lower case, sorted, without those that are always allowed.
+    const SENT: &str = "authorization,content-type,idempotency-key,openai-organization,openai-project,x-stainless-arch,\
+                        x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-retry-count,\
+                        x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout,x-user-id";
+    let app = shared(&app, listed()).await;
+    for path in [SESSIONS, "/v1/conversations", "/v1/conversations/conv_x/items"] {
+        let client = app.anon().with("origin", ORIGIN).with("access-control-request-method", "POST");
+        let client = client.with("access-control-request-headers", SENT);
+        let reply = client.send(Method::OPTIONS, path, Body::empty()).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(reply.header("access-control-allow-origin"), Some(ORIGIN));
+        assert_eq!(reply.header("access-control-allow-headers"), Some(SENT));
     }
 }
 

@@ -9,7 +9,7 @@ use chatstore_server::router::routes;
 use serde_json::{Value, json};
 
 use crate::app::{Engine, ROOT_KEY, TestApp, access, api_tests};
-use crate::client::{Client, Reply, text};
+use crate::client::{Client, Reply, fill, text};
 
 api_tests! {
     nothing_of_a_project_reaches_another
@@ -31,8 +31,11 @@ struct Victim {
 }
 
 impl Victim {
-    fn ids(&self) -> [&str; 4] {
-        [&self.session_id, &self.message_id, &self.key_id, &self.project_id]
+    /// Its ids in every spelling.
+    fn ids(&self) -> Vec<String> {
+        let uuids = [&self.session_id, &self.message_id, &self.project_id];
+        let hex = uuids.iter().map(|id| id.replace('-', ""));
+        hex.chain(uuids.iter().map(ToString::to_string)).chain([self.key_id.clone()]).collect()
     }
 }
 
@@ -82,6 +85,8 @@ fn body_of(operation: &str, number: usize) -> Value {
     match operation {
         "create_session" => json!({"session_name": "n", "external_id": format!("n{number}")}),
         "append_messages" => json!({"content": COMMON}),
+        "create_items" => json!({"items": [{"role": "user", "content": COMMON}]}),
+        "update_conversation" => json!({"metadata": {}}),
         "search_messages" => json!({"query": COMMON, "context_before": 3, "context_after": 3}),
         "set_embedding" => json!({"embedding": [1, 0]}),
         "create_api_key" | "create_project" => json!({"name": format!("n{number}")}),
@@ -95,10 +100,7 @@ fn body_of(operation: &str, number: usize) -> Value {
 async fn attack(client: &Client, victim: &Victim) -> Vec<Reply> {
     let mut replies = Vec::new();
     for route in routes() {
-        let path = route
-            .path
-            .replace("{session_id}", &victim.session_id)
-            .replace("{message_id}", &victim.message_id)
+        let path = fill(route.path, &victim.session_id, &victim.message_id)
             .replace("{key_id}", &victim.key_id)
             .replace("{project_id}", &victim.project_id)
             .replace("{file}", "init.js");
@@ -153,7 +155,7 @@ async fn nothing_of_a_project_reaches_another(app: TestApp) {
             let bytes = all_bytes(&reply);
             assert!(!bytes.contains(CANARY), "{reply:?}");
             assert!(!bytes.contains("424242") && !bytes.contains("198.51.100.42"), "{reply:?}");
-            let ids = victim.ids().map(str::to_lowercase);
+            let ids: Vec<String> = victim.ids().iter().map(|id| id.to_lowercase()).collect();
             // The own log says what the sender tried to touch.
             let is_own_log = reply.what.contains("/admin/audit");
             assert!(is_own_log || !ids.iter().any(|id| bytes.contains(id.as_str())), "{reply:?}");

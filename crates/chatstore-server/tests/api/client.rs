@@ -131,6 +131,15 @@ pub(crate) fn operation_of(method: &Method, path: &str) -> Option<&'static str> 
     routes().into_iter().find(|route| route.method == method && fits(route.path)).map(|route| route.doc.id)
 }
 
+/// The path of a route about this session and this message, however it spells their ids.
+pub(crate) fn fill(path: &str, session_id: &str, message_id: &str) -> String {
+    let hex = |id: &str| id.replace('-', "");
+    path.replace("{session_id}", session_id)
+        .replace("{message_id}", message_id)
+        .replace("{conversation_id}", &format!("conv_{}", hex(session_id)))
+        .replace("{item_id}", &format!("msg_{}", hex(message_id)))
+}
+
 /// A string in a JSON answer.
 pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_owned()
@@ -143,6 +152,18 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) bytes: Bytes,
+}
+
+/// What a code of ours is called on OpenAI's wire.
+fn openai_code(code: &str) -> Value {
+    match code {
+        "not_found" | "route_not_found" => Value::Null,
+        "missing_api_key" | "invalid_token" => "invalid_api_key".into(),
+        "insufficient_scope" => "missing_scope".into(),
+        "rate_limited" => "rate_limit_exceeded".into(),
+        "validation_failed" => "invalid_value".into(),
+        code => code.into(),
+    }
 }
 
 /// What no problem may say.
@@ -176,8 +197,39 @@ impl Reply {
         assert!(!(300..400).contains(&self.status) || self.what.contains("/docs/"), "{self:?}");
         // HTTP leaves the body of an answer to HEAD out.
         if self.status >= 400 && !self.what.starts_with("HEAD ") {
-            self.check_problem();
+            match self.is_openai() {
+                true => self.check_openai_error(),
+                false => self.check_problem(),
+            }
+            let said = String::from_utf8_lossy(&self.bytes).to_lowercase();
+            for leak in LEAKS {
+                assert!(!said.contains(leak), "`{leak}` in {self:?}");
+            }
         }
+    }
+
+    /// Whether the path speaks OpenAI's wire.
+    fn is_openai(&self) -> bool {
+        self.what.split(' ').nth(1).is_some_and(|path| path == "/v1" || path.starts_with("/v1/"))
+    }
+
+    fn check_openai_error(&self) {
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        let body = self.json();
+        let keys: Vec<&str> = body["error"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!((body.as_object().unwrap().len(), keys), (1, vec!["code", "message", "param", "type"]), "{self:?}");
+        let error = &body["error"];
+        assert!(error["message"].as_str().is_some_and(|text| text.len() > 10), "{self:?}");
+        assert!(["code", "param"].iter().all(|key| error[key].is_null() || error[key].is_string()), "{self:?}");
+        let kind = match self.status {
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        assert_eq!(error["type"], kind, "{self:?}");
+        assert_eq!(self.status == 401, self.header("www-authenticate").is_some(), "{self:?}");
+        assert_eq!(self.status == 422, error["code"] == "idempotency_key_reused", "{self:?}");
     }
 
     fn check_problem(&self) {
@@ -190,13 +242,12 @@ impl Reply {
         assert_eq!(problem["request_id"].as_str(), self.header("x-request-id"), "{self:?}");
         assert_eq!(problem["type"], format!("urn:chatstore:problem:{}", text(&problem["code"])), "{self:?}");
         assert_eq!(self.status == 401, self.header("www-authenticate").is_some(), "{self:?}");
-        assert_eq!(self.status == 422, problem["code"] == "validation_failed", "{self:?}");
-        if self.status == 422 {
+        let is_invalid = problem["code"] == "validation_failed";
+        assert_eq!(self.status == 422, is_invalid || problem["code"] == "idempotency_key_reused", "{self:?}");
+        let should_retry = (self.status == 409).then(|| (problem["code"] == "request_in_flight").to_string());
+        assert_eq!(self.header("x-should-retry"), should_retry.as_deref(), "{self:?}");
+        if is_invalid {
             assert!(problem["errors"].as_array().is_some_and(|errors| !errors.is_empty()), "{self:?}");
-        }
-        let said = String::from_utf8_lossy(&self.bytes).to_lowercase();
-        for leak in LEAKS {
-            assert!(!said.contains(leak), "`{leak}` in {self:?}");
         }
     }
 
@@ -236,7 +287,10 @@ impl Reply {
     #[track_caller]
     pub(crate) fn expect_problem(&self, status: u16, code: &str) -> Value {
         let problem = self.expect(status);
-        assert_eq!(problem["code"], code, "{self:?}");
+        match self.is_openai() {
+            true => assert_eq!(problem["error"]["code"], openai_code(code), "{self:?}"),
+            false => assert_eq!(problem["code"], code, "{self:?}"),
+        }
         problem
     }
 
@@ -248,6 +302,13 @@ impl Reply {
         let found: Vec<&str> = errors.iter().map(|error| error["pointer"].as_str().unwrap()).collect();
         assert_eq!(found, pointers, "{} answered {}", self.what, self.text());
         assert!(errors.iter().all(|error| error["detail"].as_str().is_some_and(|text| !text.is_empty())));
+    }
+
+    /// Asserts a refusal on OpenAI's wire, of this parameter.
+    #[track_caller]
+    pub(crate) fn expect_refused(&self, param: &str, code: &str) {
+        let error = &self.expect(400)["error"];
+        assert_eq!((&error["param"], &error["code"]), (&param.into(), &code.into()), "{self:?}");
     }
 
     /// The path of the next page.

@@ -10,7 +10,7 @@ use chatstore_server::router::{Access, routes};
 use serde_json::json;
 
 use crate::app::{TestApp, api_tests, limits};
-use crate::client::{Client, Reply};
+use crate::client::{Client, Reply, fill};
 use crate::faulty::{Fault, FaultyStore};
 
 api_tests! {
@@ -40,7 +40,7 @@ async fn call(client: &Client, operation: &str) -> Reply {
 /// The same about this project, or this key.
 async fn call_about(client: &Client, operation: &str, (project_id, key_id): (&str, &str)) -> Reply {
     let route = routes().into_iter().find(|route| route.doc.id == operation).unwrap();
-    let mut path = route.path.replace("{session_id}", ID).replace("{message_id}", ID);
+    let mut path = fill(route.path, ID, ID);
     path = path.replace("{project_id}", project_id).replace("{key_id}", key_id);
     if route.method == Method::GET && path.ends_with("/search") {
         path.push_str("?q=x");
@@ -48,6 +48,8 @@ async fn call_about(client: &Client, operation: &str, (project_id, key_id): (&st
     let body = match operation {
         "create_session" => json!({"session_name": "n"}),
         "append_messages" => json!({"content": "x"}),
+        "create_items" => json!({"items": [{"role": "user", "content": "x"}]}),
+        "update_conversation" => json!({"metadata": {}}),
         "import_sessions" => json!([{"id": "c", "messages": []}]),
         "search_messages" => json!({"query": "x"}),
         "set_embedding" => json!({"embedding": [1, 2]}),
@@ -101,20 +103,16 @@ async fn each_error_of_the_store_has_its_status(app: TestApp) {
 }
 
 async fn an_error_of_the_store_is_documented_for_every_operation(app: TestApp) {
-    let reading = ["get_", "list_", "search_"];
+    let reads = |operation: &str| ["get_", "list_", "search_"].iter().any(|verb| operation.starts_with(verb));
     let (project_id, key_id) = things(&app).await;
-    for operation in asking() {
-        let reason = REASON.to_owned();
-        let mut errors = vec![
-            (StoreError::Busy, 503),
-            (StoreError::Unavailable { reason: reason.clone() }, 503),
-            (StoreError::Internal { reason }, 500),
-        ];
-        if !reading.iter().any(|verb| operation.starts_with(verb)) {
-            errors.push((StoreError::Full, 507));
-        }
-        for (error, status) in errors {
-            let broken = faulty(&app, "*", Fault::Error(error)).await;
+    for (error, status) in [
+        (StoreError::Busy, 503),
+        (StoreError::Unavailable { reason: REASON.to_owned() }, 503),
+        (StoreError::Internal { reason: REASON.to_owned() }, 500),
+        (StoreError::Full, 507),
+    ] {
+        let broken = faulty(&app, "*", Fault::Error(error)).await;
+        for operation in asking().filter(|operation| status != 507 || !reads(operation)) {
             let reply = call_about(&broken.admin(), operation, (&project_id, &key_id)).await;
             assert_eq!(reply.status, status, "{operation}: {}", reply.text());
             assert!(!reply.text().contains("canary"), "{}", reply.text());

@@ -2,7 +2,7 @@
 //! store does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use chatstore_core::api_keys::{ApiKey, ApiKeyPatch, ApiKeyStore, Authority, KeyDigest};
@@ -12,6 +12,7 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::embeddings::{
     Embedding, EmbeddingBacklog, EmbeddingJob, EmbeddingSource, EmbeddingStore, JobOutcome, NewEmbedding, VectorQuery,
 };
+use chatstore_core::idempotency::{Answered, Claim, IdempotencyRecord, IdempotencyStore};
 use chatstore_core::ids::{MessageId, ProjectId, SessionId};
 use chatstore_core::messages::{Message, MessagePage, MessagePatch, MessageQuery, MessageStore, NewMessage};
 use chatstore_core::page::{
@@ -21,15 +22,20 @@ use chatstore_core::projects::{Project, ProjectPatch, ProjectStore, ProjectUsage
 use chatstore_core::search::{Derived, FoundMessage, RankedMessage, Reindexed, SearchFilter, SearchStore, TextQuery};
 use chatstore_core::sessions::{NewSession, Session, SessionPage, SessionPatch, SessionQuery, SessionStore};
 use chatstore_core::store::{ExpectedVersion, Scope, Store, StoreError, StoreStats};
+use tokio_util::sync::CancellationToken;
 
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     Error(StoreError),
+    /// An error as long as this is set.
+    While(Arc<AtomicBool>, StoreError),
     Hang,
     Panic,
     /// Nothing, but it is counted.
     Counted(Arc<AtomicUsize>),
+    /// Nothing, but it is counted and waits for the test.
+    Held(Arc<AtomicUsize>, CancellationToken),
 }
 
 /// A store with a fault in one method, or in each that touches data (`*`).
@@ -60,9 +66,16 @@ impl FaultyStore {
         match &self.fault {
             _ if !hit => Ok(()),
             Fault::Error(error) => Err(error.clone()),
+            Fault::While(is_set, error) if is_set.load(Ordering::Relaxed) => Err(error.clone()),
+            Fault::While(..) => Ok(()),
             Fault::Hang => std::future::pending().await,
             Fault::Counted(count) => {
                 count.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Fault::Held(count, release) => {
+                count.fetch_add(1, Ordering::Relaxed);
+                release.cancelled().await;
                 Ok(())
             }
             Fault::Panic => panic!("select secret from /tmp/canary"),
@@ -72,9 +85,15 @@ impl FaultyStore {
 
 #[async_trait]
 impl SessionStore for FaultyStore {
-    async fn create_session(&self, scope: &Scope, session: NewSession) -> Result<Session, StoreError> {
+    async fn create_session(
+        &self,
+        scope: &Scope,
+        session: NewSession,
+        messages: Vec<NewMessage>,
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Session>, StoreError> {
         self.trip("create_session").await?;
-        self.inner.create_session(scope, session).await
+        self.inner.create_session(scope, session, messages, claim).await
     }
 
     async fn get_session(&self, scope: &Scope, session_id: SessionId) -> Result<Option<Session>, StoreError> {
@@ -124,9 +143,20 @@ impl MessageStore for FaultyStore {
         session_id: SessionId,
         messages: Vec<NewMessage>,
         now: Timestamp,
-    ) -> Result<Vec<Message>, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Vec<Message>>, StoreError> {
         self.trip("append_messages").await?;
-        self.inner.append_messages(scope, session_id, messages, now).await
+        self.inner.append_messages(scope, session_id, messages, now, claim).await
+    }
+
+    async fn find_message(
+        &self,
+        scope: &Scope,
+        session_id: SessionId,
+        name: &str,
+    ) -> Result<Option<Message>, StoreError> {
+        self.trip("find_message").await?;
+        self.inner.find_message(scope, session_id, name).await
     }
 
     async fn get_message(&self, scope: &Scope, message_id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -198,10 +228,23 @@ impl ArchiveStore for FaultyStore {
 }
 
 #[async_trait]
+impl IdempotencyStore for FaultyStore {
+    async fn get_idempotency_record(&self, claim: &Claim) -> Result<Option<IdempotencyRecord>, StoreError> {
+        self.trip("get_idempotency_record").await?;
+        self.inner.get_idempotency_record(claim).await
+    }
+
+    async fn purge_idempotency_records(&self, now: Timestamp) -> Result<bool, StoreError> {
+        self.trip("purge_idempotency_records").await?;
+        self.inner.purge_idempotency_records(now).await
+    }
+}
+
+#[async_trait]
 impl ApiKeyStore for FaultyStore {
-    async fn create_api_key(&self, key: ApiKey) -> Result<(), StoreError> {
+    async fn create_api_key(&self, key: ApiKey, claim: Option<&Claim>) -> Result<Answered<ApiKey>, StoreError> {
         self.trip("create_api_key").await?;
-        self.inner.create_api_key(key).await
+        self.inner.create_api_key(key, claim).await
     }
 
     async fn create_first_api_key(&self, key: ApiKey) -> Result<bool, StoreError> {
@@ -246,9 +289,10 @@ impl ApiKeyStore for FaultyStore {
         digest: KeyDigest,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<ApiKey, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<ApiKey>, StoreError> {
         self.trip("rotate_api_key").await?;
-        self.inner.rotate_api_key(authority, key_id, digest, previous_expires_at, now).await
+        self.inner.rotate_api_key(authority, key_id, digest, previous_expires_at, now, claim).await
     }
 
     async fn revoke_api_key(&self, authority: &Authority, key_id: &str, now: Timestamp) -> Result<ApiKey, StoreError> {
@@ -264,9 +308,9 @@ impl ApiKeyStore for FaultyStore {
 
 #[async_trait]
 impl ProjectStore for FaultyStore {
-    async fn create_project(&self, project: Project) -> Result<Project, StoreError> {
+    async fn create_project(&self, project: Project, claim: Option<&Claim>) -> Result<Answered<Project>, StoreError> {
         self.trip("create_project").await?;
-        self.inner.create_project(project).await
+        self.inner.create_project(project, claim).await
     }
 
     async fn get_project(&self, project_id: ProjectId) -> Result<Option<Project>, StoreError> {
@@ -303,9 +347,10 @@ impl ProjectStore for FaultyStore {
         secret: Option<TokenSecret>,
         previous_expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Project, StoreError> {
+        claim: Option<&Claim>,
+    ) -> Result<Answered<Project>, StoreError> {
         self.trip("rotate_token_secret").await?;
-        self.inner.rotate_token_secret(project_id, secret, previous_expires_at, now).await
+        self.inner.rotate_token_secret(project_id, secret, previous_expires_at, now, claim).await
     }
 
     async fn delete_project(&self, project_id: ProjectId, now: Timestamp) -> Result<Project, StoreError> {

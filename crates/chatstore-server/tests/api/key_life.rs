@@ -46,7 +46,7 @@ async fn rotate(app: &TestApp, key: &str, grace: Duration) -> String {
     let rotated = PresentedKey::rotate(&app.ctx, &key_id(key)).unwrap();
     let now = app.ctx.now();
     let until = now.plus_micros(i64::try_from(grace.as_micros()).unwrap());
-    app.store.rotate_api_key(&Authority::host(), &key_id(key), rotated.digest(), until, now).await.unwrap();
+    app.store.rotate_api_key(&Authority::host(), &key_id(key), rotated.digest(), until, now, None).await.unwrap();
     rotated.expose().to_owned()
 }
 
@@ -113,7 +113,7 @@ async fn a_key_expires_to_the_moment(app: TestApp) {
     let presented = PresentedKey::generate(&app.ctx);
     let now = app.ctx.now();
     let key = ApiKey::new(&presented, ProjectId::DEFAULT, "short", KeyScopes::all(), now);
-    app.store.create_api_key(ApiKey { expires_at: Some(now.plus_micros(60_000_000)), ..key }).await.unwrap();
+    app.store.create_api_key(ApiKey { expires_at: Some(now.plus_micros(60_000_000)), ..key }, None).await.unwrap();
     app.ctx.advance(Duration::from_millis(59_900));
     assert_eq!(status(&app, presented.expose()).await, 200);
     // It is remembered, and refused all the same.
@@ -153,7 +153,7 @@ async fn a_key_made_elsewhere_works_at_once(app: TestApp) {
     let presented = PresentedKey::generate(&app.ctx);
     app.client(presented.expose()).get(SESSIONS).await.expect_problem(401, "invalid_api_key");
     let key = ApiKey::new(&presented, ProjectId::DEFAULT, "new", KeyScopes::all(), app.ctx.now());
-    app.store.create_api_key(key).await.unwrap();
+    app.store.create_api_key(key, None).await.unwrap();
     app.client(presented.expose()).get(SESSIONS).await.expect(200);
 }
 

@@ -144,7 +144,7 @@ fn one_operation_has_one_name_from_wire_to_sql() {
         ("search_messages_by_query", "search_text"),
         ("search_session", "search_text"),
     ];
-    for route in routes().iter().filter(|route| !matches!(route.doc.tag, "service" | "tokens")) {
+    for route in routes().iter().filter(|route| !matches!(route.doc.tag, "service" | "tokens" | "conversations")) {
         let (id, noun) = (route.doc.id, if route.doc.tag == "admin" { "archive" } else { route.doc.tag });
         let method = renamed.iter().find(|(wire, _)| *wire == id).map_or(id, |(_, store)| store);
         for file in [format!("crates/chatstore-core/src/{noun}.rs"), format!("crates/chatstore-sqlite/src/{noun}.rs")] {
@@ -155,6 +155,46 @@ fn one_operation_has_one_name_from_wire_to_sql() {
         assert!(read(&handler).contains(&format!("store.{method}(")), "{handler} does not call `{method}`");
         let suite = format!("crates/chatstore-core/src/conformance/{noun}.rs");
         assert!(read(&suite).contains(method), "{suite} does not name `{method}`");
+    }
+}
+
+#[test]
+fn the_other_wire_speaks_to_the_same_store() {
+    // What the handler calls: the store, or a function of the named file, and so on.
+    type Calls<'a> = &'a [(&'a str, &'a str)];
+    let stands_for: [(&str, &str, Calls<'_>, &str); 9] = [
+        ("conversations", "create_conversation", &[], "create_session"),
+        ("conversations", "get_conversation", &[("conversations", "conversation")], "get_session"),
+        ("conversations", "update_conversation", &[], "update_session"),
+        ("conversations", "delete_conversation", &[], "delete_session"),
+        (
+            "conversations/list",
+            "list_conversations",
+            &[("conversations/list", "page_after"), ("../api/sessions", "list_page")],
+            "list_sessions",
+        ),
+        ("items", "create_items", &[("items/append", "append")], "append_messages"),
+        ("items", "list_items", &[], "list_messages"),
+        ("items", "get_item", &[("items", "find")], "find_message"),
+        ("items", "delete_item", &[], "delete_message"),
+    ];
+    let body = |file: &str, function: &str| {
+        let source = read(format!("crates/chatstore-server/src/openai/{file}.rs"));
+        let start = source.find(&format!("fn {function}(")).unwrap_or_else(|| panic!("{file} has no `{function}`"));
+        let line = source[..start].rfind('\n').map_or(0, |end| end + 1);
+        let indent = &source[line..line + source[line..].find(|char| char != ' ').unwrap()];
+        let begin = start + source[start..].find("{\n").unwrap();
+        let end = begin + source[begin..].find(&format!("\n{indent}}}\n")).unwrap();
+        source[begin..end].to_owned()
+    };
+    for route in routes().iter().filter(|route| route.doc.tag == "conversations") {
+        let (file, id, calls, method) = stands_for.iter().find(|(_, id, ..)| *id == route.doc.id).unwrap();
+        let mut caller = body(file, id);
+        for (file, function) in *calls {
+            assert!(caller.contains(&format!("{function}(")), "`{id}` does not call `{function}`");
+            caller = body(file, function);
+        }
+        assert!(caller.contains(&format!("store.{method}(")), "`{id}` does not call `{method}`");
     }
 }
 

@@ -11,7 +11,7 @@ use chatstore_server::router::{Access, Route, routes};
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, api_tests};
-use crate::client::{Client, Reply, text};
+use crate::client::{Client, Reply, fill, text};
 
 api_tests! {
     the_matrix_for_a_key_bound_to_a_user
@@ -31,6 +31,10 @@ const ABSENT: &str = "019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47";
 enum Place {
     PathSession,
     PathMessage,
+    PathConversation,
+    PathItem,
+    BodyReference,
+    QueryItem,
     BodyUser,
     BodyParent,
     BodyExternal,
@@ -71,6 +75,12 @@ fn places(operation: &str) -> &'static [Place] {
         "search_messages_by_query" => &[HeaderUser, QueryUser, QuerySession, Cursor],
         "search_session" => &[HeaderUser, PathSession, QueryUser, Cursor],
         "set_embedding" => &[HeaderUser, PathMessage],
+        "list_conversations" => &[HeaderUser, QueryUser],
+        "create_conversation" => &[HeaderUser, BodyReference],
+        "get_conversation" | "update_conversation" | "delete_conversation" => &[HeaderUser, PathConversation],
+        "create_items" => &[HeaderUser, PathConversation, BodyReference],
+        "list_items" => &[HeaderUser, PathConversation, QueryItem],
+        "get_item" | "delete_item" => &[HeaderUser, PathConversation, PathItem],
         // They take none, and are refused to who speaks for one user.
         "get_embedding_backlog" | "retry_parked_embeddings" => &[],
         // About whole projects, and refused to who speaks for one user: `personas`, `api_keys`, `projects`, `audit`.
@@ -95,6 +105,11 @@ struct Things {
     messages_cursor: String,
     search_cursor: String,
     session_search_cursor: String,
+}
+
+/// A message's id as an item's.
+fn item_id(message_id: &str) -> String {
+    fill("{item_id}", "", message_id)
 }
 
 /// Stands in every message.
@@ -191,15 +206,17 @@ impl World {
             Whose::Deleted => "external-deleted".to_owned(),
             _ => format!("external-new-{}", self.number()),
         };
-        let at =
-            |wanted: Place, named: &str, own: &str| if place == wanted { named.to_owned() } else { own.to_owned() };
-        let mut path = route
-            .path
-            .replace("{session_id}", &at(Place::PathSession, &named.session_id, &own.session_id))
-            .replace("{message_id}", &at(Place::PathMessage, &named.message_id, &own.message_id));
+        let in_path = |places: [Place; 2], named: &str, own: &str| {
+            if places.contains(&place) { named.to_owned() } else { own.to_owned() }
+        };
+        let session_id = in_path([Place::PathSession, Place::PathConversation], &named.session_id, &own.session_id);
+        let message_id = in_path([Place::PathMessage, Place::PathItem], &named.message_id, &own.message_id);
+        let mut path = fill(route.path, &session_id, &message_id);
         let mut body = match route.doc.id {
             "create_session" => json!({"session_name": "own", "user_id": self.user}),
             "append_messages" => json!({"content": "own"}),
+            "create_items" => json!({"items": [{"role": "user", "content": "own"}]}),
+            "update_conversation" => json!({"metadata": {"own": "own"}}),
             "search_messages" => json!({"query": COMMON, "limit": 1}),
             "set_embedding" => json!({"embedding": [1, 2]}),
             "import_sessions" => json!([{
@@ -214,7 +231,12 @@ impl World {
         let and = if path.contains('?') { '&' } else { '?' };
         let mut client = self.client.with("content-type", "application/json");
         match place {
-            Place::PathSession | Place::PathMessage => {}
+            Place::PathSession | Place::PathMessage | Place::PathConversation | Place::PathItem => {}
+            Place::BodyReference => {
+                body["items"] = json!([{"type": "item_reference", "id": item_id(&named.message_id)}])
+            }
+            Place::QueryItem => path = format!("{path}{and}after={}", item_id(&named.message_id)),
+            Place::QueryUser if route.doc.id == "list_conversations" => path = format!("{path}?user={}", named.user),
             Place::BodyUser => body["user_id"] = json!(named.user),
             Place::BodyParent => body["parent_id"] = json!(named.message_id),
             Place::BodyExternal => body["external_id"] = json!(external),
@@ -254,9 +276,9 @@ impl World {
         let taken = place == BodyExternal;
         assert_eq!(own.status, if taken { 409 } else { success(route) }, "{what}: {}", own.text());
         let status = match place {
-            PathSession | PathMessage | BodySession | QuerySession => 404,
+            PathSession | PathMessage | BodySession | QuerySession | PathConversation | PathItem => 404,
             BodyParent => 422,
-            Cursor | BodyCursor => 400,
+            Cursor | BodyCursor | BodyReference | QueryItem => 400,
             BodyUser | QueryUser | HeaderUser | ImportUser => 403,
             BodyExternal | ImportSession | ImportMessage | ImportParent => success(route),
         };

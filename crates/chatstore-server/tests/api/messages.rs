@@ -124,10 +124,12 @@ async fn append_messages_stores_an_array_whole_or_not_at_all(app: TestApp) {
     post(json!([good, "x"])).await.expect_invalid(&["/1"]);
     let absent = "019b0f3e-5c00-7a41-9d52-3f6a8c1e2b47";
     post(json!([good, good, {"content": "x", "parent_id": absent}])).await.expect_invalid(&["/2/parent_id"]);
-    post(json!([good, {"content": "x", "external_id": "e"}])).await.expect_problem(409, "conflict");
-    post(json!([{"content": "x", "external_id": "f"}, {"content": "x", "external_id": "f"}]))
-        .await
-        .expect_problem(409, "conflict");
+    for (batch, pointer) in [
+        (json!([good, {"content": "y", "external_id": "e"}]), "/1/external_id"),
+        (json!([{"content": "x", "external_id": "f"}, {"content": "x", "external_id": "f"}]), "/1/external_id"),
+    ] {
+        assert_eq!(post(batch).await.expect_problem(409, "conflict")["errors"][0]["pointer"], pointer);
+    }
     let large = "x".repeat((1 << 20) + 1);
     post(json!([good, {"content": large}])).await.expect_problem(413, "content_too_large");
     assert_eq!(app.admin().get(&list(&id)).await.items(), [taken]);

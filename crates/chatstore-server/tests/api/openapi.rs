@@ -93,6 +93,7 @@ fn an_operation_has_the_name_of_its_handler() {
     for route in routes() {
         let module = match route.doc.tag {
             "admin" => "archive",
+            "conversations" if route.path.contains("/items") => "items",
             tag => tag,
         };
         let (id, constant) = (route.doc.id, route.doc.id.to_uppercase());
@@ -122,6 +123,10 @@ fn every_operation_says_what_a_caller_must_know() {
         let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
         let required = parameters.iter().filter(|parameter| parameter["in"] == "path" && parameter["required"] == true);
         assert_eq!(required.count(), in_path, "{}", route.doc.id);
+        let names: BTreeSet<_> = parameters.iter().map(|own| (own["in"].as_str(), own["name"].as_str())).collect();
+        assert_eq!(names.len(), parameters.len(), "{}", route.doc.id);
+        let alias = (Some("header"), Some("X-Ms-User-Isolation-Key"));
+        assert_eq!(names.contains(&alias), route.path.starts_with("/v1/"), "{}", route.doc.id);
         for parameter in &parameters {
             assert!(parameter["description"].as_str().is_some_and(|text| !text.is_empty()), "{parameter}");
             assert!(parameter["schema"].is_object(), "{parameter}");
@@ -165,8 +170,12 @@ fn every_answer_is_described_and_exemplified() {
                     }
                 }
             }
-            let problem = status.as_str() >= "400";
+            let is_openai = operation["tags"][0] == "conversations";
+            let problem = status.as_str() >= "400" && !is_openai;
             assert_eq!(response["content"]["application/problem+json"].is_object(), problem, "{what}");
+            let schema = &response["content"]["application/json"]["schema"]["$ref"];
+            let is_error = is_openai && status.as_str() >= "400";
+            assert_eq!(schema == "#/components/schemas/ErrorResponse", is_error, "{what}");
         }
         if let Some(body) = operation["requestBody"]["content"]["application/json"].as_object() {
             assert_eq!(validate(&body["schema"], &body["example"]), Ok(()), "{id}");
@@ -190,6 +199,33 @@ fn every_error_code_is_documented_where_its_status_is() {
         .map(|code| (code.as_str().to_owned(), u64::from(code.status().as_u16())))
         .collect();
     assert_eq!(documented, known);
+}
+
+#[test]
+fn on_the_conversations_wire_errors_have_the_names_that_clients_meet() {
+    let names = |id: &str, status: &str| -> Vec<String> {
+        let examples = &OPERATIONS[id]["responses"][status]["content"]["application/json"]["examples"];
+        examples.as_object().unwrap().keys().cloned().collect()
+    };
+    let of_items = ["invalid_header", "invalid_item", "invalid_json", "invalid_value", "item_already_in_conversation"];
+    for id in ["create_items", "create_conversation"] {
+        let description = OPERATIONS[id]["responses"]["400"]["description"].as_str().unwrap();
+        assert!(
+            names(id, "400") == of_items && of_items.iter().all(|name| description.contains(name)),
+            "{description}"
+        );
+    }
+    assert_eq!(names("update_conversation", "400"), ["invalid_header", "invalid_json", "invalid_value"]);
+    assert_eq!(names("list_items", "401"), ["invalid_api_key"]);
+    assert_eq!(OPERATIONS["get_item"]["responses"]["404"]["description"], "Not Found.", "it has no code");
+    for operation in OPERATIONS.values().filter(|operation| operation["tags"][0] == "conversations") {
+        walk(&operation["responses"], &mut |object| {
+            for (name, example) in object.get("examples").and_then(Value::as_object).into_iter().flatten() {
+                let code = &example["value"]["error"]["code"];
+                assert!(code == name.as_str() || (code.is_null() && name == "not_found"), "{name}: {code}");
+            }
+        });
+    }
 }
 
 #[test]

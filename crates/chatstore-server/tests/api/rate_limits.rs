@@ -164,7 +164,7 @@ async fn a_limit_of_several_rates_names_each(app: TestApp) {
 async fn key_with(app: &TestApp, settings: KeySettings) -> String {
     let presented = PresentedKey::generate(&app.ctx);
     let key = ApiKey::new(&presented, app.other, "a key", KeyScopes::parse("read").unwrap(), app.ctx.now());
-    app.store.create_api_key(ApiKey { settings, user_id: Some("u".to_owned()), ..key }).await.unwrap();
+    app.store.create_api_key(ApiKey { settings, user_id: Some("u".to_owned()), ..key }, None).await.unwrap();
     presented.expose().to_owned()
 }
 

@@ -375,7 +375,7 @@ async fn a_token_is_believed_by_the_project_it_names_alone(app: TestApp) {
     let world = World::new(app).await;
     let (other, now) = (world.app.other, world.app.ctx.now());
     let secret = TokenSecret::generate(&world.app.ctx);
-    world.app.store.rotate_token_secret(other, Some(secret), now, now).await.unwrap();
+    world.app.store.rotate_token_secret(other, Some(secret), now, now, None).await.unwrap();
     let others = Signer::hs256(secret.expose());
     let there = json!({"project_id": other.to_string()});
     // The secret of the installation signs for every project; a project's keys sign for it alone.
@@ -401,7 +401,7 @@ async fn a_secret_of_a_project_is_believed_until_it_expires(app: TestApp) {
     let secrets = [(); 2].map(|()| TokenSecret::generate(ctx));
     let rotate = async |secret: Option<TokenSecret>, grace_us: i64| {
         let now = ctx.now();
-        store.rotate_token_secret(ProjectId::DEFAULT, secret, now.plus_micros(grace_us), now).await.unwrap();
+        store.rotate_token_secret(ProjectId::DEFAULT, secret, now.plus_micros(grace_us), now, None).await.unwrap();
     };
     let token = |secret: &TokenSecret| Signer::hs256(secret.expose()).token(&world.claims());
     rotate(Some(secrets[0]), 0).await;
@@ -573,7 +573,7 @@ async fn a_minted_token_is_believed(app: TestApp) {
     // A project that has a secret signs with it, and says what it demands.
     let now = ctx.now();
     let secret = TokenSecret::generate(ctx);
-    store.rotate_token_secret(ProjectId::DEFAULT, Some(secret), now, now).await.unwrap();
+    store.rotate_token_secret(ProjectId::DEFAULT, Some(secret), now, now, None).await.unwrap();
     let (audience, issuer) = (Some("there".to_owned()), Some("here".to_owned()));
     believe(&world.app, ProjectId::DEFAULT, TokenSettings { audience, issuer, ..TokenSettings::default() }).await;
     let token = mint(&project().await, None, &new, ctx.now()).unwrap();

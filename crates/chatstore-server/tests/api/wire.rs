@@ -10,7 +10,7 @@ use chatstore_server::router::{Access, routes};
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, access, api_tests};
-use crate::client::text;
+use crate::client::{self, text};
 
 api_tests! {
     every_path_works_with_and_without_a_trailing_slash
@@ -26,7 +26,7 @@ api_tests! {
 
 /// The path of a route with the ids of things that exist.
 fn fill(path: &str, session_id: &str, message_id: &str) -> String {
-    path.replace("{session_id}", session_id).replace("{message_id}", message_id).replace("{file}", "init.js")
+    client::fill(path, session_id, message_id).replace("{file}", "init.js")
 }
 
 async fn every_path_works_with_and_without_a_trailing_slash(app: TestApp) {
@@ -49,6 +49,8 @@ async fn every_path_works_with_and_without_a_trailing_slash(app: TestApp) {
                 "import_sessions" => json!([]),
                 "create_session" => json!({"session_name": "n"}),
                 "append_messages" => json!({"content": "x"}),
+                "create_items" => json!({"items": [{"role": "user", "content": "x"}]}),
+                "update_conversation" => json!({"metadata": {}}),
                 "search_messages" => json!({"query": "x"}),
                 "set_embedding" => json!({"embedding": [1, 2]}),
                 "create_api_key" | "create_project" => json!({"name": format!("a{slash}")}),
@@ -109,7 +111,11 @@ async fn a_path_that_no_route_has_is_a_404(app: TestApp) {
         "/api/v1/sessions;x=1",
         "/docs/a/b",
         "/.env",
+        "/v1",
+        "/v1/",
         "/v1/chat/completions",
+        "/v1/conversations/conv_1/items/msg_1/x",
+        "/v10/conversations",
     ];
     for client in [app.anon(), app.admin()] {
         for path in paths {

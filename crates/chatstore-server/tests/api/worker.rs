@@ -136,7 +136,7 @@ impl TestApp {
             external_id: None,
             created_at,
         };
-        self.store.create_session(&scope(), session).await.unwrap().session_id
+        self.store.create_session(&scope(), session, Vec::new(), None).await.unwrap().value.session_id
     }
 
     /// Appends messages to be embedded.
@@ -145,7 +145,8 @@ impl TestApp {
             let message_id = self.ctx.new_message_id(self.ctx.now(), session_id);
             NewMessage { embed: true, ..NewMessage::text(message_id, "user", *text) }
         });
-        let stored = self.store.append_messages(&scope(), session_id, new.collect(), self.ctx.now()).await.unwrap();
+        let stored =
+            self.store.append_messages(&scope(), session_id, new.collect(), self.ctx.now(), None).await.unwrap().value;
         stored.iter().map(|message| message.message_id).collect()
     }
 

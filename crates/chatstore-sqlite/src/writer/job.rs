@@ -27,12 +27,12 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-/// What a job is for, beside its caller.
+/// What a job was for, beside its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Nothing to note.
     Plain,
-    /// An append, which is counted.
+    /// It appended something, which is counted.
     Append,
     /// It leaves messages to be erased.
     Delete,
@@ -52,15 +52,14 @@ pub(super) trait Job: Send {
 
 pub(super) struct WriteJob<F, T> {
     pub(super) run: Option<F>,
-    pub(super) result: Option<Result<T, StoreError>>,
+    pub(super) result: Option<Result<(Kind, T), StoreError>>,
     pub(super) reply: oneshot::Sender<Result<T, StoreError>>,
     pub(super) bytes: usize,
-    pub(super) kind: Kind,
 }
 
 impl<F, T> Job for WriteJob<F, T>
 where
-    F: FnOnce(&WriteConnection) -> Result<T, Failure> + Send,
+    F: FnOnce(&WriteConnection) -> Result<(Kind, T), Failure> + Send,
     T: Send,
 {
     fn run(&mut self, connection: &WriteConnection) -> Result<(), Option<rusqlite::Error>> {
@@ -90,7 +89,7 @@ where
     fn answer(self: Box<Self>, batch: Result<(), StoreError>) {
         let answer = match (batch, self.result) {
             (Err(error), _) => Err(error),
-            (Ok(()), Some(result)) => result,
+            (Ok(()), Some(result)) => result.map(|(_, value)| value),
             (Ok(()), None) => Err(StoreError::internal("a write was not run")),
         };
         // The caller may have gone away; what it asked for has happened all the same.
@@ -102,6 +101,6 @@ where
     }
 
     fn kept(&self) -> Option<Kind> {
-        matches!(self.result, Some(Ok(_))).then_some(self.kind)
+        self.result.as_ref()?.as_ref().ok().map(|(kind, _)| *kind)
     }
 }

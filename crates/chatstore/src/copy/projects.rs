@@ -110,10 +110,10 @@ impl Missing {
             store_project(target, project, &known).await?;
         }
         for project in self.projects {
-            target.create_project(project).await?;
+            target.create_project(project, None).await?;
         }
         for key in self.keys {
-            target.create_api_key(key).await?;
+            target.create_api_key(key, None).await?;
         }
         for (key, known) in self.changed_keys {
             for change in changes(&known, &key).unwrap_or_default() {
@@ -136,11 +136,11 @@ async fn store_project(target: &dyn Store, project: Project, known: &Project) ->
     // The date that says it is done comes last.
     let (id, now) = (project.project_id, project.created_at);
     if project.token_secrets != known.token_secrets {
-        target.rotate_token_secret(id, None, now, now).await?;
+        target.rotate_token_secret(id, None, now, now, None).await?;
         // The oldest first, so that the newest stands in front of it.
         for secret in project.token_secrets.iter().rev() {
             let kept_until = project.token_secrets.last().and_then(|last| last.expires_at).unwrap_or(now);
-            target.rotate_token_secret(id, Some(*secret), kept_until, now).await?;
+            target.rotate_token_secret(id, Some(*secret), kept_until, now, None).await?;
         }
     }
     let ProjectSettings { limits, total_limit, quotas, tokens } = project.settings;
@@ -167,7 +167,7 @@ impl Change {
         let host = Authority::host();
         match self {
             Self::Rotate { digest, previous_expires_at, now } => {
-                target.rotate_api_key(&host, key_id, digest, previous_expires_at, now).await?
+                target.rotate_api_key(&host, key_id, digest, previous_expires_at, now, None).await?.value
             }
             Self::Update { patch, now } => target.update_api_key(&host, key_id, patch, now).await?,
             Self::Revoke { now } => target.revoke_api_key(&host, key_id, now).await?,

@@ -35,7 +35,7 @@ pub(super) async fn create(store: &dyn Store, ctx: &Ctx, args: &CreateArgs) -> a
         key.settings.allowed_origins = origins.unwrap_or_default();
         key.settings.allowed_addresses = addresses.unwrap_or_default();
         deed.concerns_key(&key);
-        store.create_api_key(key.clone()).await.context("the key was not stored")?;
+        store.create_api_key(key.clone(), None).await.context("the key was not stored")?;
         deed.is_done();
         let until = key.expires_at.map_or("for ever".to_owned(), |at| format!("until {at}"));
         let (id, scopes, project) = (key.key_id, key.scopes, project.name);
@@ -76,10 +76,11 @@ pub(super) async fn rotate(store: &dyn Store, ctx: &Ctx, args: &RotateArgs) -> a
         let now = ctx.now();
         let until = grace_end(&args.grace, now)?;
         let presented = PresentedKey::rotate(ctx, &before.key_id).context("the key's id is not one of ours")?;
-        let rotated = store.rotate_api_key(&Authority::host(), &before.key_id, presented.digest(), until, now).await;
+        let rotated =
+            store.rotate_api_key(&Authority::host(), &before.key_id, presented.digest(), until, now, None).await;
         let key = match rotated {
             Err(StoreError::Conflict { .. }) => bail!("the key {} is revoked; make another", before.key_id),
-            rotated => rotated?,
+            rotated => rotated?.value,
         };
         deed.is_done();
         let before = match key.previous {

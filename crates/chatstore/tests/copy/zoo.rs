@@ -49,14 +49,14 @@ impl Keeper {
     pub(crate) async fn project(&self, name: &str, created_at: Timestamp) -> Scope {
         let project_id = self.ctx.new_project_id(self.ctx.now());
         let project = Project::new(project_id, name, created_at);
-        Scope::project(self.store.create_project(project).await.unwrap().project_id)
+        Scope::project(self.store.create_project(project, None).await.unwrap().value.project_id)
     }
 
     pub(crate) async fn key(&self, change: impl FnOnce(&mut ApiKey)) -> ApiKey {
         let presented = PresentedKey::generate(&self.ctx);
         let mut key = ApiKey::new(&presented, ProjectId::DEFAULT, "a key", KeyScopes::all(), self.ctx.now());
         change(&mut key);
-        self.store.create_api_key(key.clone()).await.unwrap();
+        self.store.create_api_key(key.clone(), None).await.unwrap();
         key
     }
 
@@ -75,7 +75,11 @@ impl Keeper {
     }
 
     pub(crate) async fn session(&self, scope: &Scope, user_id: Option<&str>, external_id: Option<&str>) -> Session {
-        self.store.create_session(scope, self.new_session(scope, user_id, external_id)).await.unwrap()
+        self.store
+            .create_session(scope, self.new_session(scope, user_id, external_id), Vec::new(), None)
+            .await
+            .unwrap()
+            .value
     }
 
     pub(crate) fn message(&self, session: &Session, content: &str) -> NewMessage {
@@ -84,7 +88,7 @@ impl Keeper {
 
     pub(crate) async fn append(&self, session: &Session, new: Vec<NewMessage>) -> Vec<Message> {
         let scope = Scope::project(session.project_id);
-        self.store.append_messages(&scope, session.session_id, new, self.ctx.now()).await.unwrap()
+        self.store.append_messages(&scope, session.session_id, new, self.ctx.now(), None).await.unwrap().value
     }
 
     pub(crate) async fn say(&self, session: &Session, content: &str) -> Message {
@@ -216,7 +220,7 @@ impl Keeper {
     pub(crate) async fn new_token_secret(&self, project_id: ProjectId) {
         let (now, secret) = (self.ctx.now(), TokenSecret::generate(&self.ctx));
         let until = now.plus_micros(3_600_000_000);
-        self.store.rotate_token_secret(project_id, Some(secret), until, now).await.unwrap();
+        self.store.rotate_token_secret(project_id, Some(secret), until, now, None).await.unwrap();
     }
 
     /// More events than a page holds, also of a project that is no more.
@@ -259,7 +263,7 @@ impl Keeper {
             metadata: json(ODD_JSON),
             ..self.new_session(scope, Some("ada"), Some("conv_1"))
         };
-        let session = self.store.create_session(scope, new).await.unwrap();
+        let session = self.store.create_session(scope, new, Vec::new(), None).await.unwrap().value;
         let root = self.say(&session, "root").await;
         let rich = NewMessage {
             parent_id: Some(root.message_id),

@@ -86,7 +86,13 @@ fn no_key_and_no_text_is_logged_even_at_trace() {
     let body =
         json!({"content": CANARY, "role": CANARY, "context": [CANARY], "payload": CANARY, "external_id": CANARY});
     client.post(&messages, &body).expect(201);
-    client.post(&messages, &body).expect(409);
+    client.post(&messages, &json!({"content": CANARY.repeat(2), "external_id": CANARY})).expect(409);
+    let mut repeating = server.client().with_key(&root).with_header("idempotency-key", CANARY);
+    for (content, status) in [(CANARY.to_owned(), 201), (CANARY.to_owned(), 201), (CANARY.repeat(2), 422)] {
+        repeating.post(&messages, &json!({"content": content})).expect(status);
+    }
+    let items = json!([{"type": CANARY, "id": CANARY, CANARY: CANARY}, {"role": "user", "content": CANARY}]);
+    client.post("/v1/conversations", &json!({"metadata": {CANARY: CANARY}, "items": items})).expect(200);
     client.post(&messages, &json!([{"content": CANARY}, {"content": CANARY}])).expect(201);
     client.get(&messages).expect(200);
     for (method, target, body, status) in [

@@ -89,7 +89,7 @@ fn a_backup_under_load_holds_all_that_was_acknowledged_before() {
     let restored = folder.path().join("restored");
     assert_eq!(integrity(&restored.join(DATABASE)), "ok");
     let mut server = Server::start(&restored);
-    let found = server.client().all_messages(&messages);
+    let found = server.client().all(&messages);
     for (message, seq) in found.iter().zip(1_i64..) {
         assert_eq!(message["seq"], seq);
     }

@@ -108,7 +108,7 @@ fn the_first_start_makes_the_schema_and_a_key_and_others_serve_beside_it() {
         let made = server.client().with_key(&key).append(&messages, "from either").expect(201);
         assert_eq!(made["seq"], n + 1);
     }
-    assert_eq!(two.client().with_key(&key).all_messages(&messages).len(), 4);
+    assert_eq!(two.client().with_key(&key).all(&messages).len(), 4);
     for server in [&one, &two] {
         server.client().get("/readyz").expect(200);
     }
@@ -202,7 +202,7 @@ fn the_owner_migrates_and_the_server_needs_no_more_than_rows() {
     let up = run(place.tool(&["migrate", "up"])).ok();
     assert!(up.err.contains("is up to date") && up.err.contains(database.name()), "{}", up.err);
     let mut server = Place::new(database.url()).start();
-    assert_eq!(server.client().all_messages(&messages).len(), 1);
+    assert_eq!(server.client().all(&messages).len(), 1);
     server.stop();
 }
 

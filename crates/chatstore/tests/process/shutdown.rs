@@ -56,7 +56,7 @@ fn a_signal_drains(signal: Signal, name: &str) {
     assert_eq!(log_size, 0);
     assert_eq!(integrity(&folder.path().join("data/chatstore.db")), "ok");
     let mut server = Server::start(folder.path());
-    assert_eq!(server.client().all_messages(&messages).len(), 1);
+    assert_eq!(server.client().all(&messages).len(), 1);
     server.stop();
 }
 
@@ -82,7 +82,7 @@ fn a_request_that_never_ends_does_not_hold_up_the_stop() {
     assert!(asked.elapsed() >= Duration::from_millis(300));
     assert!(running.read().is_err());
     let mut server = Server::start(folder.path());
-    assert!(server.client().all_messages(&messages).is_empty());
+    assert!(server.client().all(&messages).is_empty());
     server.stop();
 }
 

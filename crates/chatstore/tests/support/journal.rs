@@ -135,7 +135,7 @@ fn read_all(url: &str, sessions: &[String]) -> Vec<Found> {
                 scope.spawn(move || {
                     let mut client = Client::connect(url).unwrap();
                     let session = client.get(messages.strip_suffix("/messages").unwrap()).expect(200);
-                    Found { session, messages: client.all_messages(messages) }
+                    Found { session, messages: client.all(messages) }
                 })
             })
             .collect();

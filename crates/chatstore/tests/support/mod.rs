@@ -26,9 +26,11 @@ pub(crate) const DATABASE: &str = "data/chatstore.db";
 /// What no step of a test may take longer than; generous, for busy machines.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program in `folder`, with nothing of this process's environment but the search path.
+/// The program in `folder`, with nothing of this process's environment but the search path: the one that was built with
+/// the tests, or the one that `CHATSTORE_TEST_PROGRAM` names.
 pub(crate) fn chatstore(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatstore"));
+    let built = || env!("CARGO_BIN_EXE_chatstore").into();
+    let mut command = Command::new(std::env::var_os("CHATSTORE_TEST_PROGRAM").unwrap_or_else(built));
     command.current_dir(folder).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -362,10 +364,10 @@ impl Client {
         self.post(messages, &serde_json::json!({"content": content}))
     }
 
-    /// Every message of a session in order, by cursors.
-    pub(crate) fn all_messages(&mut self, messages: &str) -> Vec<Value> {
+    /// All that a list holds, such as a session's messages, oldest first, by cursors.
+    pub(crate) fn all(&mut self, list: &str) -> Vec<Value> {
         let mut found = Vec::new();
-        let mut next = Some(format!("{messages}?order=asc&limit=100"));
+        let mut next = Some(format!("{list}?order=asc&limit=100"));
         while let Some(target) = next {
             let answer = self.get(&target);
             let link = answer.header("link").and_then(|link| link.strip_prefix('<')?.split_once('>'));

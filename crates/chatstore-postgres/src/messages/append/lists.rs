@@ -1,14 +1,14 @@
 //! A batch of appends as the lists that its statement takes.
 
 use chatstore_core::clock::Timestamp;
+use chatstore_core::idempotency::Recognition;
 use chatstore_core::ids::MessageId;
 use chatstore_core::json::RawJson;
-use chatstore_core::messages::NewMessage;
+use chatstore_core::messages::{NewMessage, plus_tokens};
 use uuid::Uuid;
 
 use super::{Group, is_queued};
 use crate::columns::bucket_value;
-use crate::messages::plus_tokens;
 
 /// The sessions of a batch, each once.
 #[derive(Default)]
@@ -109,8 +109,10 @@ impl<'a> Rows<'a> {
 pub(super) struct Checks<'a> {
     pub(super) external_groups: Vec<i32>,
     pub(super) external_ids: Vec<&'a str>,
-    pub(super) parent_groups: Vec<i32>,
-    pub(super) parent_ids: Vec<Uuid>,
+    pub(super) message_groups: Vec<i32>,
+    pub(super) message_ids: Vec<Uuid>,
+    /// Whether the message must be there, as a parent, or must not, as one that an external id spells.
+    pub(super) are_parents: Vec<bool>,
 }
 
 impl<'a> Checks<'a> {
@@ -121,17 +123,65 @@ impl<'a> Checks<'a> {
                 for external_id in append.external_ids() {
                     checks.external_groups.push(group_no);
                     checks.external_ids.push(external_id);
+                    if let Some(message_id) = append.spelled(external_id) {
+                        checks.push(group_no, message_id, false);
+                    }
                 }
                 for (_, parent_id) in append.foreign_parents() {
-                    checks.parent_groups.push(group_no);
-                    checks.parent_ids.push(parent_id.uuid());
+                    checks.push(group_no, parent_id, true);
                 }
             }
         }
         checks
     }
 
+    fn push(&mut self, group_no: i32, message_id: MessageId, is_parent: bool) {
+        self.message_groups.push(group_no);
+        self.message_ids.push(message_id.uuid());
+        self.are_parents.push(is_parent);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.external_groups.is_empty() && self.parent_groups.is_empty()
+        self.external_groups.is_empty() && self.message_groups.is_empty()
+    }
+}
+
+/// The claims of a batch, and the places of each one's messages in its group.
+#[derive(Default)]
+pub(super) struct Claims<'a> {
+    pub(super) group_nos: Vec<i32>,
+    pub(super) claim_ids: Vec<&'a [u8]>,
+    pub(super) fingerprints: Vec<&'a [u8]>,
+    pub(super) are_keyed: Vec<bool>,
+    pub(super) firsts: Vec<i64>,
+    pub(super) lasts: Vec<i64>,
+    pub(super) now_us: Vec<i64>,
+    pub(super) expires_us: Vec<i64>,
+}
+
+impl<'a> Claims<'a> {
+    pub(super) fn of(groups: &[Group<'a>]) -> Self {
+        let mut claims = Self::default();
+        for (group, group_no) in groups.iter().zip(1..) {
+            let mut last = 0;
+            for append in group {
+                let first = last + 1;
+                last += append.count();
+                let Some(claim) = &append.claim else { continue };
+                claims.group_nos.push(group_no);
+                claims.claim_ids.push(claim.claim_id.as_bytes());
+                claims.fingerprints.push(&claim.fingerprint);
+                claims.are_keyed.push(claim.recognition == Recognition::Key);
+                claims.firsts.push(first);
+                claims.lasts.push(last);
+                claims.now_us.push(claim.now.as_micros());
+                claims.expires_us.push(claim.expires_at.as_micros());
+            }
+        }
+        claims
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.group_nos.is_empty()
     }
 }

@@ -3,20 +3,65 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use chatstore_core::ids::SessionId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Answer;
+use crate::idempotency::IN_FLIGHT_WAIT;
 use crate::messages::append::Append;
+
+/// How long at least an append waits for its session if it is the first to find that held.
+const PATIENCE_MIN: Duration = Duration::from_millis(500);
 
 /// An append and its caller.
 pub(super) struct Job {
     pub(super) append: Append,
+    pub(super) arrived: Instant,
+    /// Whether its session was held by others for long while it stood behind another append.
+    pub(super) has_waited: bool,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<Answer>,
     pub(super) place: Place,
+}
+
+impl Job {
+    /// How long it may still wait for who holds its session. Time in the queue counts, but for a little: what is behind
+    /// many is no reason to refuse it.
+    pub(super) fn patience(&self) -> Duration {
+        let least = if self.has_waited { Duration::ZERO } else { PATIENCE_MIN };
+        IN_FLIGHT_WAIT.saturating_sub(self.arrived.elapsed()).max(least)
+    }
+}
+
+/// What a batch did not store, of one session.
+pub(super) struct Left {
+    pub(super) jobs: Vec<Job>,
+    /// Whether it may have been stored all the same.
+    pub(super) is_uncertain: bool,
+}
+
+impl Left {
+    /// Surely nothing of these was stored.
+    pub(super) fn surely(jobs: Vec<Job>) -> Self {
+        Self { jobs, is_uncertain: false }
+    }
+
+    /// Whether some of them take more than a batch can do.
+    pub(super) fn runs_alone(&self) -> bool {
+        self.is_uncertain || self.jobs.len() == 1 || must_run_alone(&self.jobs)
+    }
+
+    pub(super) fn session_id(&self) -> SessionId {
+        self.jobs[0].append.session_id
+    }
+}
+
+/// Whether some of a session's appends take more than a batch can do.
+pub(super) fn must_run_alone(group: &[Job]) -> bool {
+    group.iter().any(|job| job.append.runs_alone())
 }
 
 /// What is not answered yet.
@@ -65,7 +110,11 @@ impl Batch {
     pub(super) fn fits(&self, append: &Append) -> bool {
         let Some(group) = self.groups.get(&append.session_id) else { return true };
         let same_scope = group.iter().all(|job| job.append.scope == append.scope);
-        same_scope && append.external_ids().all(|id| group.iter().all(|job| job.append.external_ids().all(|i| i != id)))
+        let claim = append.keyed().map(|claim| claim.claim_id);
+        let claims = || group.iter().filter_map(|job| job.append.keyed()).map(|claim| claim.claim_id);
+        same_scope
+            && (claim.is_none() || claims().all(|other| Some(other) != claim))
+            && append.external_ids().all(|id| group.iter().all(|job| job.append.external_ids().all(|i| i != id)))
     }
 
     pub(super) fn push(&mut self, job: Job) {

@@ -4,7 +4,7 @@ use chatstore_core::archive::{ArchiveIdentity, ArchivedSession};
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::ids::{Bucket, SessionId};
 use chatstore_core::json::RawJson;
-use chatstore_core::limits::{SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX, VERSION_MAX};
+use chatstore_core::limits::{CONVERSATION_METADATA_BYTES_MAX, SESSION_NAME_BYTES_MAX, USER_ID_BYTES_MAX, VERSION_MAX};
 use chatstore_core::sessions::Session;
 use chatstore_core::store::Scope;
 use schemars::JsonSchema;
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::message::{ConversationMessage, Place};
-use crate::api::{check_external_id, check_id, check_length, check_metadata};
+use crate::api::{check_external_id, check_id, check_length, check_metadata_within};
 use crate::body::{Body, objects};
 use crate::error::FieldError;
 use crate::openapi::{Example, object, optional_id, optional_time};
@@ -144,7 +144,8 @@ impl Conversation {
         check_length("/title", self.title.as_deref(), SESSION_NAME_BYTES_MAX, &mut errors);
         check_id("/user_id", self.user_id.as_deref(), USER_ID_BYTES_MAX, &mut errors);
         let metadata = restore("/metadata_text", self.metadata, self.metadata_text, &mut errors);
-        check_metadata("/metadata", metadata.as_ref(), &mut errors);
+        // What the Conversations wire has taken comes back.
+        check_metadata_within(CONVERSATION_METADATA_BYTES_MAX, "/metadata", metadata.as_ref(), &mut errors);
         check_version("/version", self.version, &mut errors);
         let user_id = self.user_id.clone();
         let bucket = scope.bucket(user_id.as_deref(), external_id.as_deref(), ctx.random());

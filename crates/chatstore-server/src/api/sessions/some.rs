@@ -4,12 +4,11 @@ use chatstore_core::clock::Timestamp;
 use chatstore_core::ids::SessionId;
 use chatstore_core::page::{Order, Page, PageRequest, PageStart, SessionPosition};
 use chatstore_core::sessions::{Session, SessionPage, SessionQuery};
+use chatstore_core::store::StoreError;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::session_error;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::ApiError;
 
 /// Sessions that are fetched at once.
 const FETCHED_AT_ONCE: usize = 4;
@@ -21,12 +20,12 @@ pub(super) async fn list_some(
     sessions: &[SessionId],
     query: &SessionQuery,
     page: &PageRequest<SessionPosition>,
-) -> Result<SessionPage, ApiError> {
+) -> Result<SessionPage, StoreError> {
     let mut ids = sessions.to_vec();
     ids.sort_unstable();
     ids.dedup();
     let found = ids.into_iter().map(|session_id| app.store.get_session(&caller.scope, session_id));
-    let found: Vec<_> = stream::iter(found).buffered(FETCHED_AT_ONCE).try_collect().await.map_err(session_error)?;
+    let found: Vec<_> = stream::iter(found).buffered(FETCHED_AT_ONCE).try_collect().await?;
     let mut items: Vec<Session> = found.into_iter().flatten().filter(|session| matches(query, session)).collect();
     items.sort_by_key(|session| place(query, session));
     if query.order == Order::Desc {

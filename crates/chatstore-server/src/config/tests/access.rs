@@ -48,6 +48,22 @@ fn each_class_of_requests_follows_the_common_rate_unless_it_has_its_own() {
 }
 
 #[test]
+fn the_conversations_wire_is_strict_on_demand() {
+    let openai = |text: &str| AccessSettings::from(&with_toml(text).unwrap()).openai;
+    let default = openai("");
+    assert_eq!((default.sdk_retry_dedupe, default.is_strict, default.items_at_once()), (true, false, 1_000));
+    assert!(!openai("sdk_retry_dedupe = false").sdk_retry_dedupe);
+    assert_eq!(openai("openai_items_max = 45").items_at_once(), 45);
+    let strict = openai("openai_strict = true");
+    assert_eq!((strict.is_strict, strict.items_at_once()), (true, 20));
+    assert_eq!(openai("openai_strict = true\nopenai_items_max = 5").items_at_once(), 5);
+    for max in ["0", "1001"] {
+        let message = message(with_env("OPENAI_ITEMS_MAX", max));
+        assert!(message.contains("must be a whole number from 1 to 1000"), "{message}");
+    }
+}
+
+#[test]
 fn quotas_are_off_or_whole_numbers() {
     assert_eq!(with_toml("").unwrap().quotas, Quotas::default());
     let set = "quota_sessions_per_user = 1\nquota_messages_per_session = 2\nquota_project_bytes = 9007199254740992";
