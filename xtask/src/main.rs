@@ -5,6 +5,7 @@ mod postgres;
 mod redis;
 mod relevance;
 mod schemathesis;
+mod sdk;
 mod soak;
 mod test;
 mod wheel;
@@ -31,10 +32,12 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well a server that runs finds messages that are known; stores conversations in it
     Relevance(relevance::RelevanceArgs),
-    /// Run the tests of faults with many more rounds: the server and its database killed, answers swallowed
+    /// Run the tests of faults with many more rounds: server and database killed, answers swallowed, requests repeated
     Soak(soak::SoakArgs),
     /// Ask a running server what follows from the OpenAPI document, with Schemathesis from PyPI
     Schemathesis(schemathesis::SchemathesisArgs),
+    /// Drive a running server with OpenAI's SDKs for Python and JavaScript, and its Agents SDK
+    Sdk(sdk::SdkArgs),
     /// The bare echo server that `bench` compares with
     #[command(hide = true)]
     BenchEcho(bench::echo::EchoArgs),
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
         Command::Relevance(args) => relevance::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Schemathesis(args) => schemathesis::run(&args),
+        Command::Sdk(args) => sdk::run(&args),
         Command::BenchEcho(args) => bench::echo::serve(&args),
     }
 }

@@ -2,6 +2,7 @@
 //! Those of the suites find a PostgreSQL that runs as long as they do, and the program of Redis.
 
 use std::{
+    num::NonZero,
     path::PathBuf,
     process::{Command, Stdio},
     time::Instant,
@@ -13,6 +14,7 @@ use clap::Args;
 use crate::postgres::{Server, Version, is_fetchable};
 use crate::redis;
 use crate::schemathesis::{self, SchemathesisArgs};
+use crate::sdk::{self, SdkArgs};
 
 /// What `test` and `ci` take.
 #[derive(Debug, Args)]
@@ -57,6 +59,13 @@ impl Step {
     }
 }
 
+/// Twice as many tests at a time as there are cores, unless the caller says otherwise: most wait for a database or a clock.
+fn threads() -> (&'static str, String) {
+    const NAME: &str = "RUST_TEST_THREADS";
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (NAME, std::env::var(NAME).unwrap_or_else(|_| (2 * cores).to_string()))
+}
+
 /// Runs the checks that need nothing but Rust, a C compiler, and Python with pip for PostgreSQL's and Redis' programs.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let started = Instant::now();
@@ -65,19 +74,24 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let newest = Server::named_or_newest()?;
     Step::cargo("clippy --workspace --all-targets --locked -- -D warnings").run()?;
     let redis = redis::variable()?;
-    let mut tests = Step::cargo("test --workspace --locked").envs(newest.variables()).envs([redis]);
+    let mut tests = Step::cargo("test --workspace --locked").envs(newest.variables()).envs([redis, threads()]);
     tests.args.extend(args.extra.iter().cloned());
     tests.run()?;
     drop(newest);
     match args.extra.is_empty() {
-        true if is_fetchable() => schemathesis::run(&SchemathesisArgs::short())?,
-        true => println!("\n==> NOT RUN: schemathesis, for which there is no PostgreSQL to fetch for this machine"),
+        true if is_fetchable() => {
+            schemathesis::run(&SchemathesisArgs::short())?;
+            sdk::run(&SdkArgs::default())?;
+        }
+        true => {
+            println!("\n==> NOT RUN: schemathesis and sdk, for which there is no PostgreSQL to fetch for this machine")
+        }
         false => {}
     }
     if args.extra.is_empty() && is_fetchable() && !is_named {
         let oldest = Server::start(Version::V16)?;
         // Of the whole workspace: for one package alone cargo would build the dependencies again.
-        Step::cargo("test --workspace --test conformance --locked").envs(oldest.variables()).run()?;
+        Step::cargo("test --workspace --test conformance --locked").envs(oldest.variables()).envs([threads()]).run()?;
     }
     Step::cargo("doc --workspace --no-deps --locked").envs([("RUSTDOCFLAGS", "-D warnings".to_owned())]).run()?;
     println!("\nevery step passed in {:.1} s", started.elapsed().as_secs_f64());

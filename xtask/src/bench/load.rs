@@ -2,9 +2,11 @@
 //! loop, where requests are due at a constant rate and a latency counts from the moment its request was due.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     future::Future,
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -30,6 +32,20 @@ const SETUP_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Prepared requests, sent in turn by all connections together.
 pub(super) type Requests = Rc<Vec<Vec<u8>>>;
 
+/// Stands in prepared requests for a number that no other request has.
+pub(super) const NUMBER: &str = "################";
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// The request with its number in it.
+fn numbered(request: &[u8]) -> Vec<u8> {
+    let mut bytes = request.to_vec();
+    if let Some(at) = bytes.windows(NUMBER.len()).position(|window| window == NUMBER.as_bytes()) {
+        let number = format!("{:016}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
+        bytes[at..at + NUMBER.len()].copy_from_slice(number.as_bytes());
+    }
+    bytes
+}
+
 /// What a run is told.
 #[derive(Clone)]
 pub(super) struct Load<'a> {
@@ -39,12 +55,18 @@ pub(super) struct Load<'a> {
     pub(super) requests: Requests,
     /// The status that answers have; nothing is any of success.
     pub(super) status: Option<u16>,
+    /// Whether each request gets a [`NUMBER`].
+    pub(super) is_numbered: bool,
     pub(super) connections: usize,
     pub(super) warmup: Duration,
     pub(super) measure: Duration,
 }
 
 impl Load<'_> {
+    fn kind(&self) -> Kind {
+        Kind { status: self.status, is_numbered: self.is_numbered }
+    }
+
     /// The CPU times so far.
     fn cpu(&self) -> Result<CpuTimes> {
         Ok(CpuTimes {
@@ -54,6 +76,13 @@ impl Load<'_> {
             machine: cpu::of_machine()?,
         })
     }
+}
+
+/// What holds for each request of a run.
+#[derive(Clone, Copy)]
+struct Kind {
+    status: Option<u16>,
+    is_numbered: bool,
 }
 
 /// What a run saw after its warm-up.
@@ -108,10 +137,14 @@ impl Progress {
     }
 
     /// Sends the next request in turn; counts its latency from `due`.
-    async fn send(&self, connection: &mut Connection, requests: &[Vec<u8>], status: Option<u16>, due: Instant) {
+    async fn send(&self, connection: &mut Connection, requests: &[Vec<u8>], load: Kind, due: Instant) {
         let index = self.next.replace(self.next.get() + 1) % requests.len();
-        let failure = match connection.exchange(&requests[index]).await {
-            Ok(response) if status.map_or(response.is_success(), |status| response.status == status) => {
+        let request = match load.is_numbered {
+            true => Cow::Owned(numbered(&requests[index])),
+            false => Cow::Borrowed(&requests[index]),
+        };
+        let failure = match connection.exchange(&request).await {
+            Ok(response) if load.status.map_or(response.is_success(), |status| response.status == status) => {
                 if self.counts(due) {
                     self.histogram.borrow_mut().record(due.elapsed());
                 }
@@ -181,10 +214,10 @@ pub(super) async fn closed_loop(load: &Load<'_>) -> Result<Run> {
     let progress = Progress::new(None);
     let mut tasks = Vec::new();
     for mut connection in connect_all(load.server.port(), load.connections).await? {
-        let (progress, requests, status) = (Rc::clone(&progress), Rc::clone(&load.requests), load.status);
+        let (progress, requests, kind) = (Rc::clone(&progress), Rc::clone(&load.requests), load.kind());
         tasks.push(spawn_local(async move {
             while !progress.stopped.get() {
-                progress.send(&mut connection, &requests, status, Instant::now()).await;
+                progress.send(&mut connection, &requests, kind, Instant::now()).await;
             }
         }));
     }
@@ -204,12 +237,12 @@ pub(super) async fn open_loop(load: &Load<'_>, requests_per_second: f64) -> Resu
     let mut tasks = Vec::new();
     for mut connection in connections {
         let (progress, requests, receiver) = (Rc::clone(&progress), Rc::clone(&load.requests), Rc::clone(&receiver));
-        let status = load.status;
+        let kind = load.kind();
         tasks.push(spawn_local(async move {
             loop {
                 let due = receiver.lock().await.recv().await;
                 let Some(due) = due else { break };
-                progress.send(&mut connection, &requests, status, due).await;
+                progress.send(&mut connection, &requests, kind, due).await;
             }
         }));
     }

@@ -10,6 +10,7 @@ mod client;
 mod cpu;
 pub(crate) mod echo;
 mod histogram;
+mod idempotency;
 mod load;
 mod machine;
 mod postgres;
@@ -90,6 +91,10 @@ enum Scenario {
     Open,
     /// The guard beside a bare echo, refusals of keys beside each other, a flood of addresses
     Access,
+    /// Appends with an `Idempotency-Key` beside appends without, on both engines
+    Idempotency,
+    /// The Conversations wire: 20 items created, 100 listed, on both engines
+    Items,
     /// Search by words and by meaning, in a small and in a large store, beside a plain scan
     Search,
     /// PostgreSQL: appends of one message at 1, 16, 64 and 256 connections, beside pgbench
@@ -104,7 +109,16 @@ enum Scenario {
 
 impl Scenario {
     fn needs_postgres(self) -> bool {
-        matches!(self, Self::Access | Self::Postgres | Self::PostgresReads | Self::PostgresSize | Self::PostgresSearch)
+        matches!(
+            self,
+            Self::Access
+                | Self::Idempotency
+                | Self::Items
+                | Self::Postgres
+                | Self::PostgresReads
+                | Self::PostgresSize
+                | Self::PostgresSearch
+        )
     }
 }
 
@@ -210,6 +224,8 @@ impl Bench {
             Scenario::Size => reads::size(self),
             Scenario::Open => writes::open(self),
             Scenario::Access => access::access(self),
+            Scenario::Idempotency => idempotency::idempotency(self),
+            Scenario::Items => idempotency::items(self),
             Scenario::Search => search::sqlite(self),
             Scenario::Postgres => postgres::append(self),
             Scenario::PostgresReads => postgres::reads(self),

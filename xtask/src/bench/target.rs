@@ -14,6 +14,7 @@ use super::{
 pub(super) struct Target<'a> {
     pub(super) name: String,
     status: Option<u16>,
+    is_numbered: bool,
     kind: Kind<'a>,
 }
 
@@ -28,6 +29,7 @@ impl<'a> Target<'a> {
         Self {
             name: name.into(),
             status: None,
+            is_numbered: false,
             kind: Kind::Http { server, database: None, requests: Rc::new(requests) },
         }
     }
@@ -42,18 +44,24 @@ impl<'a> Target<'a> {
         Self {
             name: name.into(),
             status: None,
+            is_numbered: false,
             kind: Kind::Http { server, database: Some(database), requests: Rc::new(requests) },
         }
     }
 
     /// A statement without a server between.
     pub(super) fn pgbench(name: impl Into<String>, pgbench: Pgbench<'a>) -> Self {
-        Self { name: name.into(), status: None, kind: Kind::Pgbench(pgbench) }
+        Self { name: name.into(), status: None, is_numbered: false, kind: Kind::Pgbench(pgbench) }
     }
 
     /// The same, where every answer has this status.
     pub(super) fn answering(self, status: u16) -> Self {
         Self { status: Some(status), ..self }
+    }
+
+    /// The same, where each request gets a [`super::load::NUMBER`].
+    pub(super) fn numbered(self) -> Self {
+        Self { is_numbered: true, ..self }
     }
 
     /// One turn.
@@ -65,6 +73,7 @@ impl<'a> Target<'a> {
                 database: *database,
                 requests: Rc::clone(requests),
                 status: self.status,
+                is_numbered: self.is_numbered,
                 connections,
                 warmup,
                 measure,

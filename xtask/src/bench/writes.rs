@@ -119,6 +119,7 @@ pub(super) fn open(bench: &mut Bench) -> Result<()> {
         database: None,
         requests: Rc::new(append_requests(bench, &message_body())),
         status: None,
+        is_numbered: false,
         connections: OPEN_CONNECTIONS,
         warmup: Duration::from_secs(1),
         measure: bench.plan.open_loop,

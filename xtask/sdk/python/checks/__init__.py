@@ -1,0 +1,1 @@
+"""What the official SDKs must find at a running server, one function a sentence."""
