@@ -6,6 +6,7 @@ mod standing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatstore_core::api_keys::KeySettings;
 use chatstore_core::clock::Ctx;
@@ -20,7 +21,7 @@ use crate::client_address::ClientAddress;
 use crate::config::RateLimitStore;
 
 use memory::Memory;
-use redis::Shared;
+use redis::{CALL_TIMEOUT, Shared};
 pub use standing::Standing;
 
 /// Counts requests against their limits.
@@ -123,9 +124,14 @@ impl Limiter {
     /// connection until it is dropped: requests are counted while a server drains, too. Servers of one store have the
     /// same `secret`.
     pub async fn start(settings: &AccessSettings, ctx: Ctx, secret: &CursorKey) -> Self {
+        Self::start_with(settings, ctx, secret, CALL_TIMEOUT).await
+    }
+
+    /// The same; a request waits for Redis no longer than `call_timeout`.
+    pub async fn start_with(settings: &AccessSettings, ctx: Ctx, secret: &CursorKey, call_timeout: Duration) -> Self {
         let mut limiter = Self::new(settings, ctx.clone());
         if let RateLimitStore::Redis(url) = &settings.rate_limit_store
-            && let Some(shared) = Shared::new(url, &ctx, secret)
+            && let Some(shared) = Shared::new(url, &ctx, secret, call_timeout)
         {
             let shared = Arc::new(shared);
             let stop = CancellationToken::new();

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Limit, Limits};
 use crate::config::Secret;
 
-/// What a request waits for Redis.
-const CALL_TIMEOUT: Duration = Duration::from_millis(40);
+/// What a request waits for Redis, unless it is told otherwise.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_millis(40);
 /// What connecting may take; no request waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often this server says that it lives, or tries to connect.
@@ -80,6 +80,8 @@ return redis.call('ZCARD', KEYS[1])
 /// Buckets that are shared with other servers.
 pub(super) struct Shared {
     client: Client,
+    /// What a request waits.
+    call_timeout: Duration,
     count: Script,
     note: Script,
     /// Names buckets, so that Redis holds no address and no user.
@@ -103,7 +105,7 @@ struct Connection {
 
 impl Shared {
     /// Buckets in the Redis of this URL, not connected yet.
-    pub(super) fn new(url: &Secret, ctx: &Ctx, secret: &CursorKey) -> Option<Self> {
+    pub(super) fn new(url: &Secret, ctx: &Ctx, secret: &CursorKey, call_timeout: Duration) -> Option<Self> {
         let Ok(client) = Client::open(url.expose()) else {
             tracing::error!("RATE_LIMIT_STORE is not a URL of Redis: each server counts for itself");
             return None;
@@ -111,6 +113,7 @@ impl Shared {
         let installation = secret.derive(b"rate limits: installation");
         Some(Self {
             client,
+            call_timeout,
             count: Script::new(COUNT),
             note: Script::new(NOTE),
             names: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive(b"rate limits: names")),
@@ -135,7 +138,7 @@ impl Shared {
                 shares.push(rate.share(1));
             }
         }
-        match within(CALL_TIMEOUT, call.invoke_async::<Vec<u64>>(&mut connection)).await {
+        match within(self.call_timeout, call.invoke_async::<Vec<u64>>(&mut connection)).await {
             Ok(debts) => Some(shares.iter().zip(debts).map(|(share, debt)| share.decide(debt, 0)).collect()),
             Err(reason) => {
                 self.give_up(nth, &reason);
@@ -166,7 +169,7 @@ impl Shared {
             let mut leave = ::redis::cmd("ZREM");
             let left = leave.arg(self.servers()).arg(&self.id).query_async::<()>(&mut connection);
             // Else the others forget it a little later.
-            let _ = within(CALL_TIMEOUT, left).await;
+            let _ = within(self.call_timeout, left).await;
         }
     }
 
@@ -192,7 +195,7 @@ impl Shared {
         let mut connection = within(CONNECT_TIMEOUT, connecting).await?;
         within(CONNECT_TIMEOUT, self.count.load_async(&mut connection)).await?;
         within(CONNECT_TIMEOUT, self.note.load_async(&mut connection)).await?;
-        self.note(&mut connection, CALL_TIMEOUT).await?;
+        self.note(&mut connection, self.call_timeout).await?;
         Ok(connection)
     }
 
