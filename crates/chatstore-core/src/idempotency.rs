@@ -5,6 +5,7 @@
 //! there is nothing to erase in it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
@@ -41,7 +42,7 @@ impl ClaimId {
 }
 
 /// How a request is known again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recognition {
     /// By the key that the client gave it: there is one such request.
     Key,
@@ -51,9 +52,9 @@ pub enum Recognition {
     Body {
         /// How often the library says that it has tried before.
         retry: u32,
-        /// When the tries before it would have been recorded, if that is known: the first and the last of these times. What
-        /// was recorded at another time is of another request.
-        tried: Option<(Timestamp, Timestamp)>,
+        /// When each of the tries before it would have been recorded, if that is known. What was recorded at another time
+        /// is of another request.
+        tried: Option<Arc<[Timestamp]>>,
     },
 }
 
@@ -85,11 +86,11 @@ impl Claim {
         }
     }
 
-    /// Between which times, in microseconds, something was recorded that it may repeat.
-    pub fn tried_us(&self) -> (i64, i64) {
-        match self.recognition {
-            Recognition::Body { tried: Some((from, to)), .. } => (from.as_micros(), to.as_micros()),
-            Recognition::Body { tried: None, .. } | Recognition::Key => (i64::MIN, i64::MAX),
+    /// Whether a record, found under the claim's id, may be of one of its tries.
+    pub fn may_repeat(&self, record: &IdempotencyRecord) -> bool {
+        match &self.recognition {
+            Recognition::Body { tried: Some(tried), .. } => tried.contains(&record.created_at),
+            Recognition::Body { tried: None, .. } | Recognition::Key => true,
         }
     }
 

@@ -24,12 +24,12 @@ pub(crate) const IN_FLIGHT_WAIT: Duration = Duration::from_millis(IN_FLIGHT_WAIT
 
 const SELECT_RECORD: &str = "select place, fingerprint, target, places, retry, created_at, expires_at
     from idempotency_records where bucket = $1 and project_id = $2 and claim_id = $3 and place = 0";
-/// The requests that this retry, or one after it, has not been answered with, the newest first. `offset 0` keeps the planner at those
-/// of the claim: it thinks that hardly any has not expired.
+/// The requests that this retry, or one after it, has not been answered with, the newest first. `offset 0` keeps the
+/// planner at those of the claim: it thinks that hardly any has not expired.
 const SELECT_RECORDS_TO_RETRY: &str = "select place, fingerprint, target, places, retry, created_at, expires_at from (
         select r.* from idempotency_records r where r.bucket = $1 and r.project_id = $2 and r.claim_id = $3
         order by r.place desc offset 0) r
-    where r.retry < $4 and r.expires_at > $5 and r.created_at between $6 and $7 order by r.place desc";
+    where r.retry < $4 and r.expires_at > $5 order by r.place desc";
 const UPDATE_RETRY: &str = "update idempotency_records set retry = $5
     where bucket = $1 and project_id = $2 and claim_id = $3 and place = $4";
 /// Takes the place of one that has expired, and without effect beside one that counts. Those of requests that are known
@@ -137,8 +137,7 @@ pub(crate) async fn find_record(db: &Db, claim: &Claim) -> Result<Option<Idempot
 pub(crate) async fn find_retried(db: &Db, claim: &Claim) -> Result<Vec<IdempotencyRecord>, Failure> {
     let claim_id = claim.claim_id.as_bytes().as_slice();
     let (project_id, retry) = (claim.project_id.uuid(), retry_value(claim.retry()));
-    let (from, to) = claim.tried_us();
-    let params = params![bucket_value(claim.bucket), project_id, claim_id, retry, claim.now.as_micros(), from, to];
+    let params = params![bucket_value(claim.bucket), project_id, claim_id, retry, claim.now.as_micros()];
     let rows = db.query(SELECT_RECORDS_TO_RETRY, params).await?;
     let records = rows.iter().map(|row| {
         let record = read_record(row, claim)?;

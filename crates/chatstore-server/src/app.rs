@@ -83,7 +83,7 @@ pub struct AppState {
     pub audit: AuditLog,
     /// What projects hold, as of a moment ago.
     pub usages: ProjectUsages,
-    /// Tries of SDKs that were refused, and those at work.
+    /// Tries of SDKs that were refused or failed, and those at work.
     pub sdk_tries: SdkTries,
     /// The limits of one request.
     pub limits: RequestLimits,

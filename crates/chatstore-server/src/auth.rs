@@ -29,6 +29,7 @@ use crate::error::{ApiError, Code};
 use crate::listener::Peer;
 use crate::openai;
 use crate::rate_limit::Account;
+use crate::sdk_tries::Try;
 
 pub use bindings::parse_address_range;
 use credentials::LastAsked;
@@ -156,7 +157,12 @@ pub async fn guard(app: App, route: Guarded, request: Request, next: Next) -> Re
     let is_openai = openai::serves(request.uri().path());
     let caller = match authenticate(&app, address, request.headers(), is_openai).await {
         Ok(caller) => caller,
-        Err(error) => return refuse(request, error).await,
+        Err(error) => {
+            if !error.code.status().is_server_error() {
+                request.extensions().get::<Try>().inspect(|sdk_try| sdk_try.leave_unnoted());
+            }
+            return refuse(request, error).await;
+        }
     };
     let project = CallerProject(caller.scope.project_id);
     let standing = app.limiter.count(&caller.account(), route.class).await;

@@ -110,7 +110,9 @@ pub(crate) async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Ap
         };
         match frame {
             None => break,
-            Some(Err(_)) => return Err(ApiError::new(Code::InvalidJson, "The body ended early.")),
+            Some(Err(_)) => {
+                return Err(ApiError::new(Code::BodyIncomplete, "The body broke off before its end; send it again."));
+            }
             Some(Ok(frame)) => {
                 let data = frame.into_data().unwrap_or_default();
                 if bytes.len() + data.len() > limits.body_bytes_max {

@@ -153,9 +153,14 @@ impl<T: JsonSchema + Example> Describe for OptionalStored<T> {
 
 fn describe_body<T: JsonSchema + Example>(operation: &mut Operation, required: bool) {
     operation.request_body::<T>(required);
-    for code in
-        [Code::InvalidJson, Code::BodyTimeout, Code::BodyTooLarge, Code::UnsupportedMediaType, Code::ValidationFailed]
-    {
+    for code in [
+        Code::InvalidJson,
+        Code::BodyIncomplete,
+        Code::BodyTimeout,
+        Code::BodyTooLarge,
+        Code::UnsupportedMediaType,
+        Code::ValidationFailed,
+    ] {
         operation.fails(code);
     }
 }

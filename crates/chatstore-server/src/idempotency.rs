@@ -72,27 +72,21 @@ impl Repeatable {
     /// # Errors
     /// 403 `quota_exceeded` if the project is full, unless the request was done before.
     pub async fn claim(&self, app: &App, caller: &Caller, doing: Doing<'_>) -> Result<Option<Claim>, ApiError> {
-        self.admitted(app, self.claim_by_key(caller, &doing)).await
+        let claim = self.claim_by_key(caller, &doing);
+        self.admit(app, claim.as_ref()).await?;
+        Ok(claim)
     }
 
     /// The claim of a request that has a key, or that comes from a library that says which of its tries this is: then its
-    /// body alone makes it known, unless that is switched off.
-    ///
-    /// # Errors
-    /// 403 `quota_exceeded` if the project is full, unless the request was done before.
-    pub async fn claim_by_key_or_body(
-        &self,
-        app: &App,
-        caller: &Caller,
-        doing: Doing<'_>,
-    ) -> Result<Option<Claim>, ApiError> {
+    /// body alone makes it known, unless that is switched off. It is yet to be admitted: when its turn has come.
+    pub fn claim_by_key_or_body(&self, app: &App, caller: &Caller, doing: Doing<'_>) -> Option<Claim> {
         let by_body = || {
             let retry = self.retry.filter(|_| app.access.openai.sdk_retry_dedupe)?;
             let retry = if self.sdk_try.as_ref().is_some_and(Try::is_new) { 0 } else { retry };
             let claim_id = claim_id(b"body", caller, &doing, &self.fingerprint);
             Some(self.claim_of(claim_id, caller, &doing, Recognition::Body { retry, tried: None }, SDK_RETRY_SECONDS))
         };
-        self.admitted(app, self.claim_by_key(caller, &doing).or_else(by_body)).await
+        self.claim_by_key(caller, &doing).or_else(by_body)
     }
 
     /// Which try of a library it is, if the library says so.
@@ -106,15 +100,18 @@ impl Repeatable {
         Some(self.claim_of(claim_id, caller, doing, Recognition::Key, IDEMPOTENCY_SECONDS))
     }
 
-    /// The same claim. What was done before needs no room.
-    async fn admitted(&self, app: &App, claim: Option<Claim>) -> Result<Option<Claim>, ApiError> {
-        let Some(refusal) = &self.refusal else { return Ok(claim) };
-        let record = match &claim {
+    /// Lets the request with this claim through if there is room for its body. What was done before needs none.
+    ///
+    /// # Errors
+    /// 403 `quota_exceeded` if the project is full, unless the request was done before.
+    pub async fn admit(&self, app: &App, claim: Option<&Claim>) -> Result<(), ApiError> {
+        let Some(refusal) = &self.refusal else { return Ok(()) };
+        let record = match claim {
             Some(claim) => app.store.get_idempotency_record(claim).await,
             None => Ok(None),
         };
         match record.map_err(|error| ApiError::from_store(error, "project"))? {
-            Some(_) => Ok(claim),
+            Some(_) => Ok(()),
             None => Err(refusal.clone()),
         }
     }
@@ -205,8 +202,8 @@ pub(crate) fn retry_count(headers: &HeaderMap) -> Option<u32> {
     text.parse().ok().filter(|_| is_small)
 }
 
-/// A body, and what makes its request known again. Whoever takes it makes the claim, be it none: there it is refused if
-/// its project has no room for the body.
+/// A body, and what makes its request known again. Whoever takes it makes the claim, be it none, and has it admitted:
+/// there it is refused if its project has no room for the body.
 pub struct Once<B>(pub B, pub Repeatable);
 
 impl<B: JsonBody> FromRequest<App> for Once<B> {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::idempotency::{Claim, ClaimId, Recognition};
 use chatstore_core::limits::{IN_FLIGHT_WAIT_MS, SDK_RETRY_SECONDS};
 use chatstore_core::store::StoreError;
+use futures_util::FutureExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -48,25 +49,29 @@ pub struct Try {
     request: RequestDigest,
     retry: u32,
     is_new: bool,
-    /// Whether it may have done something.
-    has_begun: Arc<AtomicBool>,
+    /// Whether nothing is to be noted of it: it may have done something, or has no valid credential.
+    is_unnoted: Arc<AtomicBool>,
 }
 
 /// A request as far as it is the same in each try and can be read off its headers: whose it is, its path, its length.
 type RequestDigest = [u8; 32];
 
 /// A try whose body was read, and that failed.
-#[derive(Clone, Copy)]
 struct Failed {
     retry: u32,
-    /// When it, and failed ones before it, would have been recorded: the first and the last of these times.
-    at: (Timestamp, Timestamp),
+    /// When it, and failed ones before it, would have been recorded.
+    at: Vec<Timestamp>,
 }
 
 impl Try {
     /// Whether no earlier try can have done anything: it is the first, or all before it were refused.
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Sees to it that nothing is noted of it. Who has no valid credential would push out what is known of others.
+    pub fn leave_unnoted(&self) {
+        self.is_unnoted.store(true, Ordering::Relaxed);
     }
 }
 
@@ -86,14 +91,15 @@ impl Unanswered<'_> {
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         let Some(followed) = self.followed.take() else { return };
-        if followed.is_new && !followed.has_begun.load(Ordering::Relaxed) {
+        if followed.is_new && !followed.is_unnoted.load(Ordering::Relaxed) {
             self.tries.refused.note((followed.request, followed.retry), (), self.tries.ctx.elapsed());
         }
     }
 }
 
 fn is_tried_again(error: Code) -> bool {
-    error.status().is_server_error() || TRIED_AGAIN.contains(&error.status())
+    // Nobody is there to read that a body broke off.
+    error == Code::BodyIncomplete || error.status().is_server_error() || TRIED_AGAIN.contains(&error.status())
 }
 
 impl SdkTries {
@@ -112,7 +118,7 @@ impl SdkTries {
         let request = digest(request.uri().path(), headers);
         let was_refused = |before| self.refused.take(&(request, before), self.ctx.elapsed(), |()| true).is_some();
         let is_new = retry.checked_sub(1).is_none_or(was_refused);
-        Some(Try { request, retry, is_new, has_begun: Arc::default() })
+        Some(Try { request, retry, is_new, is_unnoted: Arc::default() })
     }
 
     /// Follows a try to its answer: one that did nothing is remembered, unless that is known of none before it.
@@ -138,7 +144,7 @@ impl SdkTries {
             return work(claim).await;
         };
         if let Some(sdk_try) = sdk_try {
-            sdk_try.has_begun.store(true, Ordering::Relaxed);
+            sdk_try.leave_unnoted();
         }
         let (at_work, before) = self.work.begin(claim_id);
         let mut tried = None;
@@ -153,22 +159,28 @@ impl SdkTries {
             let earlier = self.failed.take(&claim_id, self.ctx.elapsed(), |failed| failed.retry < retry);
             tried = earlier.map(|failed| failed.at);
         }
-        let work = work(claim.map(|claim| Claim { recognition: Recognition::Body { retry, tried }, ..claim }));
+        let recognition = Recognition::Body { retry, tried: tried.as_deref().map(Arc::from) };
+        let work = work(claim.map(|claim| Claim { recognition, ..claim }));
         let (failed, ctx) = (self.failed.clone(), self.ctx.clone());
         // What the store has begun it ends, whoever waits for it; until then it is at work.
         let done = tokio::spawn(async move {
             let _at_work = at_work;
-            let done = work.await;
-            if (retry == 0 || tried.is_some()) && done.as_ref().is_err_and(|error| is_tried_again(error.code)) {
-                let (from, to) = tried.unwrap_or((now, now));
-                failed.note(claim_id, Failed { retry, at: (from.min(now), to.max(now)) }, ctx.elapsed());
+            let done = AssertUnwindSafe(work).catch_unwind().await;
+            let has_failed = match &done {
+                Ok(done) => done.as_ref().is_err_and(|error| is_tried_again(error.code)),
+                Err(_panic) => true,
+            };
+            if has_failed && (retry == 0 || tried.is_some()) {
+                let mut at = tried.unwrap_or_default();
+                at.push(now);
+                failed.note(claim_id, Failed { retry, at }, ctx.elapsed());
             }
             done
         });
-        done.await.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
+        match done.await {
+            Ok(done) => done.unwrap_or_else(|panic| resume_unwind(panic)),
             Err(_) => Err(ApiError::internal("the runtime ended before a request did")),
-        })
+        }
     }
 }
 
@@ -320,7 +332,6 @@ mod tests {
     use axum::body::Body;
     use chatstore_core::clock::Timestamp;
     use chatstore_core::ids::ProjectId;
-    use futures_util::FutureExt as _;
 
     const ITEMS: &str = "/v1/conversations/conv_1/items";
 
@@ -386,6 +397,7 @@ mod tests {
             (None, false),
             (Some(Code::InvalidJson), false),
             (Some(Code::NotFound), false),
+            (Some(Code::BodyIncomplete), true),
             (Some(Code::BodyTimeout), true),
             (Some(Code::RateLimited), true),
             (Some(Code::Overloaded), true),
@@ -395,7 +407,7 @@ mod tests {
             tries.follow(Some(meet(&tries, "0"))).answer(code);
             assert_eq!(meet(&tries, "1").is_new(), is_new, "{code:?}");
             let begun = meet(&tries, "0");
-            begun.has_begun.store(true, Ordering::Relaxed);
+            begun.leave_unnoted();
             tries.follow(Some(begun)).answer(code);
             assert!(!meet(&tries, "1").is_new(), "{code:?}");
         }
@@ -419,17 +431,17 @@ mod tests {
                 async move { if fail { fails().await } else { Ok(()) } }
             });
             assert_eq!(done.await.is_err(), fail);
-            (at, tried)
+            (at, tried.map(|tried| tried.to_vec()))
         };
         let (first, _) = send(1, 0, true).await;
         let (other, _) = send(1, 0, true).await;
         send(2, 0, true).await;
         // Each takes one of its like, and fails with it.
         let (second, tried) = send(1, 1, true).await;
-        assert_eq!(tried, Some((first, first)));
-        assert_eq!(send(1, 1, false).await.1, Some((other, other)));
+        assert_eq!(tried, Some(vec![first]));
+        assert_eq!(send(1, 1, false).await.1, Some(vec![other]));
         assert_eq!(send(1, 1, false).await.1, None);
-        assert_eq!(send(1, 2, false).await.1, Some((first, second)));
+        assert_eq!(send(1, 2, false).await.1, Some(vec![first, second]));
         // Of what was done, and of what followed something unknown, nothing is known.
         send(1, 3, true).await;
         assert_eq!(send(1, 4, false).await.1, None);
@@ -538,8 +550,16 @@ mod tests {
     async fn a_panic_ends_the_work_and_is_passed_on() {
         let tries = tries();
         let first = claim(1, 0, &tries);
+        let at = first.now;
         let failed = tries.in_turn::<(), _>(None, Some(first), |_| async { panic!("on purpose") });
-        assert!(std::panic::AssertUnwindSafe(failed).catch_unwind().await.is_err());
+        assert!(AssertUnwindSafe(failed).catch_unwind().await.is_err());
         assert!(tries.work.line().at_work.is_empty());
+        // It has failed like any other.
+        let retry = tries.in_turn(None, Some(claim(1, 1, &tries)), |claim| {
+            let tried = Some(Arc::from([at]));
+            assert_eq!(claim.unwrap().recognition, Recognition::Body { retry: 1, tried });
+            async { Ok(()) }
+        });
+        retry.await.unwrap();
     }
 }

@@ -19,7 +19,6 @@ use crate::writer::{Failure, Kind};
 const SELECT_RECORD: &str = "select place, fingerprint, target, places, retry, created_at, expires_at
     from idempotency_records
     where project_id = ?1 and claim_id = ?2 and expires_at > ?3 and retry < ?4 and place < ?5
-        and created_at between ?6 and ?7
     order by place desc limit 1";
 const SELECT_LIVE_SESSION: &str = "select session_no from sessions where session_id = ?1 and deleted_at is null";
 const HAS_LIVE_MESSAGE: &str = "select exists (select 1 from messages where message_no = ?1 and deleted_at is null)";
@@ -68,14 +67,14 @@ pub(crate) fn find_record(
     claim.map_or(Ok(None), |claim| find_standing(|sql| connection.prepare_cached(sql), claim))
 }
 
-/// The same. Known by its body alone it is the newest that may answer and of whose messages none is deleted.
+/// The same. Known by its body alone it is the newest of its tries that may answer and of whose messages none is deleted.
 fn find_standing<'c>(
     prepare: impl Fn(&'static str) -> rusqlite::Result<CachedStatement<'c>>,
     claim: &Claim,
 ) -> Result<Option<IdempotencyRecord>, Failure> {
     let mut before = i64::MAX;
     while let Some(record) = find_before(&prepare, claim, before)? {
-        if claim.recognition == Recognition::Key || is_standing(&prepare, &record)? {
+        if claim.recognition == Recognition::Key || claim.may_repeat(&record) && is_standing(&prepare, &record)? {
             return Ok(Some(record));
         }
         before = record.place;
@@ -97,8 +96,7 @@ fn find_before<'c>(
         Recognition::Body { retry, .. } => retry,
     };
     let Claim { project_id, claim_id, now, .. } = claim;
-    let (from, to) = claim.tried_us();
-    let params = params![project_id.as_bytes(), claim_id.as_bytes(), now.as_micros(), retry, place, from, to];
+    let params = params![project_id.as_bytes(), claim_id.as_bytes(), now.as_micros(), retry, place];
     let record = prepare(SELECT_RECORD)?.query_row(params, |row| record_row(row, claim)).optional()?;
     if let Some(record) = &record {
         claim.check(record)?;

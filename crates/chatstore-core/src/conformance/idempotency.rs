@@ -2,7 +2,10 @@
 #![expect(missing_docs, reason = "the name of a check is its sentence")]
 #![expect(clippy::unwrap_used, reason = "a check that fails panics")]
 
+use std::sync::Arc;
+
 use crate::api_keys::{ApiKey, Authority, KeyDigest, KeyScopes, PresentedKey};
+use crate::clock::Timestamp;
 use crate::conformance::{ODD_JSON, ODD_TEXT, STEP_US, TestStore, is_invalid, join_all, json};
 use crate::idempotency::{Answered, Claim, ClaimId, Recognition};
 use crate::ids::Bucket;
@@ -397,23 +400,25 @@ pub async fn a_retry_repeats_nothing_of_another_time_than_its_tries(t: TestStore
     };
     let send = async |claim: &Claim| append(&t, &session, vec![t.new_message(&session, "a")], claim).await.unwrap();
     let mut made = Vec::new();
+    let at = |times: &[Timestamp]| Some(Arc::from(times));
     for _ in 0..3 {
         let claim = claim(0, None);
         made.push((claim.now, send(&claim).await.value));
     }
-    let (begun, failed) = (t.ctx.now(), t.ctx.now());
-    let after = send(&claim(0, None)).await.value;
-    // Its tries did nothing.
-    assert_eq!(t.store.get_idempotency_record(&claim(1, Some((begun, failed)))).await, Ok(None));
-    let own = send(&claim(1, Some((begun, failed)))).await;
+    let begun = t.ctx.now();
+    let between = send(&claim(0, None)).await.value;
+    let failed = t.ctx.now();
+    // Its tries did nothing, what was done between them is of another.
+    assert_eq!(t.store.get_idempotency_record(&claim(1, at(&[begun, failed]))).await, Ok(None));
+    let own = send(&claim(1, at(&[begun, failed]))).await;
     assert_eq!((own.is_replay, own.value[0].seq), (false, 5));
     // One of them did something.
-    let (at, second) = made[1].clone();
-    assert_eq!(send(&claim(1, Some((at, at)))).await, Answered::replay(second));
-    let (at, third) = made[2].clone();
-    assert_eq!(send(&claim(1, Some((made[0].0, at)))).await, Answered::replay(third));
+    let (time, second) = made[1].clone();
+    assert_eq!(send(&claim(1, at(&[time]))).await, Answered::replay(second));
+    let (time, third) = made[2].clone();
+    assert_eq!(send(&claim(1, at(&[made[0].0, time]))).await, Answered::replay(third));
     assert_eq!(send(&claim(2, None)).await, Answered::replay(own.value));
-    assert_eq!(send(&claim(2, None)).await, Answered::replay(after));
+    assert_eq!(send(&claim(2, None)).await, Answered::replay(between));
 }
 
 pub async fn equal_requests_that_begin_with_what_is_there_are_told_apart(t: TestStore) {

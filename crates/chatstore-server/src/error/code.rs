@@ -33,6 +33,8 @@ pub enum Code {
     RouteNotFound,
     /// The path has other methods.
     MethodNotAllowed,
+    /// The body broke off before its end.
+    BodyIncomplete,
     /// The body came too slowly.
     BodyTimeout,
     /// A unique value is taken.
@@ -92,6 +94,7 @@ impl Code {
         Self::NotFound,
         Self::RouteNotFound,
         Self::MethodNotAllowed,
+        Self::BodyIncomplete,
         Self::BodyTimeout,
         Self::Conflict,
         Self::RequestInFlight,
@@ -132,6 +135,7 @@ impl Code {
             Self::NotFound => (S::NOT_FOUND, "not_found", "Not found"),
             Self::RouteNotFound => (S::NOT_FOUND, "route_not_found", "Nothing is served at this path"),
             Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "This path has other methods"),
+            Self::BodyIncomplete => (S::BAD_REQUEST, "body_incomplete", "The body broke off"),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body_timeout", "The body came too slowly"),
             Self::Conflict => (S::CONFLICT, "conflict", "A unique value is taken"),
             Self::RequestInFlight => (S::CONFLICT, "request_in_flight", "An earlier request is not finished"),

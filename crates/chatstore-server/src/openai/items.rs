@@ -116,21 +116,23 @@ pub async fn create_items(
         bucket: Some(session_id.bucket()),
         now,
     };
-    let claim = repeatable.claim_by_key_or_body(&app, &caller, doing).await?;
-    let appending = Appending { app: &app, caller: &caller, session_id, is_new: false, now };
-    let messages = appending.read(items, claim.as_ref()).await?;
-    let is_queued = messages.iter().any(|message| message.embed);
+    let claim = repeatable.claim_by_key_or_body(&app, &caller, doing);
+    let sdk_try = repeatable.sdk_try().cloned();
     let append = |claim: Option<Claim>| {
         let (app, caller) = (app.clone(), caller.clone());
         async move {
+            repeatable.admit(&app, claim.as_ref()).await?;
             let appending = Appending { app: &app, caller: &caller, session_id, is_new: false, now };
-            appending.append(messages, claim.as_ref()).await
+            let messages = appending.read(items, claim.as_ref()).await?;
+            let is_queued = messages.iter().any(|message| message.embed);
+            let appended = appending.append(messages, claim.as_ref()).await?;
+            if is_queued && !appended.is_replay {
+                app.embedding_queued();
+            }
+            Ok(appended)
         }
     };
-    let appended = app.sdk_tries.in_turn(repeatable.sdk_try(), claim, append).await?;
-    if is_queued && !appended.is_replay {
-        app.embedding_queued();
-    }
+    let appended = app.sdk_tries.in_turn(sdk_try.as_ref(), claim, append).await?;
     Ok(Replayable(appended.map(|messages| Ok200(ListResponse::new(messages.iter().map(named), false)))))
 }
 

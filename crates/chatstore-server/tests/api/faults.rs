@@ -195,7 +195,7 @@ async fn a_body_that_stops_coming_is_a_408(app: TestApp) {
 async fn a_body_that_breaks_off_is_a_400(app: TestApp) {
     let parts = [Ok("{\"session_name\":\"n\""), Err(std::io::Error::other("reset"))];
     let body = Body::from_stream(futures_util::stream::iter(parts));
-    app.admin().send(Method::POST, "/api/v1/sessions", body).await.expect_problem(400, "invalid_json");
+    app.admin().send(Method::POST, "/api/v1/sessions", body).await.expect_problem(400, "body_incomplete");
     assert_eq!(app.admin().get("/api/v1/sessions").await.text(), "[]");
 }
 

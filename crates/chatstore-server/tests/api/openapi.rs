@@ -207,7 +207,14 @@ fn on_the_conversations_wire_errors_have_the_names_that_clients_meet() {
         let examples = &OPERATIONS[id]["responses"][status]["content"]["application/json"]["examples"];
         examples.as_object().unwrap().keys().cloned().collect()
     };
-    let of_items = ["invalid_header", "invalid_item", "invalid_json", "invalid_value", "item_already_in_conversation"];
+    let of_items = [
+        "body_incomplete",
+        "invalid_header",
+        "invalid_item",
+        "invalid_json",
+        "invalid_value",
+        "item_already_in_conversation",
+    ];
     for id in ["create_items", "create_conversation"] {
         let description = OPERATIONS[id]["responses"]["400"]["description"].as_str().unwrap();
         assert!(
@@ -215,7 +222,10 @@ fn on_the_conversations_wire_errors_have_the_names_that_clients_meet() {
             "{description}"
         );
     }
-    assert_eq!(names("update_conversation", "400"), ["invalid_header", "invalid_json", "invalid_value"]);
+    assert_eq!(
+        names("update_conversation", "400"),
+        ["body_incomplete", "invalid_header", "invalid_json", "invalid_value"]
+    );
     assert_eq!(names("list_items", "401"), ["invalid_api_key"]);
     assert_eq!(OPERATIONS["get_item"]["responses"]["404"]["description"], "Not Found.", "it has no code");
     for operation in OPERATIONS.values().filter(|operation| operation["tags"][0] == "conversations") {

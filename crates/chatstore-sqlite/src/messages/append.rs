@@ -137,8 +137,8 @@ fn find_earlier(
     claim: Option<&Claim>,
 ) -> Result<Option<(IdempotencyRecord, Vec<Message>)>, Failure> {
     let Some(record) = find_record(connection, claim)? else { return Ok(None) };
-    if let Some(Recognition::Body { retry, .. }) = claim.map(|claim| claim.recognition) {
-        answer_retry(connection, &record, retry)?;
+    if let Some(Recognition::Body { retry, .. }) = claim.map(|claim| &claim.recognition) {
+        answer_retry(connection, &record, *retry)?;
     }
     let stored = list_places(connection, session, &record.places)?;
     Ok(Some((record, stored)))

@@ -257,7 +257,7 @@ pub(crate) async fn find_standing(
     db: &Db,
     claim: &Claim,
 ) -> Result<Option<(IdempotencyRecord, Vec<Message>)>, Failure> {
-    for record in find_retried(db, claim).await? {
+    for record in find_retried(db, claim).await?.into_iter().filter(|record| claim.may_repeat(record)) {
         let session_id =
             SessionId::parse(&record.target).ok_or_else(|| StoreError::internal("a record cannot be read"))?;
         if let Some(placed) = select_placed(db, &record, session_id, None).await?

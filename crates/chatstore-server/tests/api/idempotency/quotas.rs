@@ -1,16 +1,26 @@
 //! A project that is full: nothing more is stored, and what is stored is answered.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chatstore_core::ids::ProjectId;
 use chatstore_core::store::Quotas;
 use chatstore_server::access::AccessSettings;
 use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use super::sdk_retries::{conversation, said, send, send_body};
 use super::{KEY, SESSIONS, assert_replay, is_replay, messages, stored};
-use crate::app::{TestApp, access, api_tests};
+use crate::app::{TestApp, access, api_tests, limits};
 use crate::client::{Client, Reply, text};
+use crate::faulty::{Fault, FaultyStore};
 
 api_tests! {
     a_full_project_answers_what_it_has_stored
     a_full_project_answers_a_retry_of_an_sdk
+    a_retry_of_what_fills_a_project_waits_for_it
 }
 
 const FULL: &str = "quota_exceeded";
@@ -82,5 +92,31 @@ async fn a_full_project_answers_a_retry_of_an_sdk(app: TestApp) {
     for retry in ["0", "1"] {
         let refused = send(retry).await;
         assert_eq!((refused.status, code(&refused)), (403, FULL.to_owned()));
+    }
+}
+
+async fn a_retry_of_what_fills_a_project_waits_for_it(app: TestApp) {
+    let alice = app.alice();
+    let (source, id) = (conversation(&alice).await, conversation(&alice).await);
+    let long = send(&alice, &source, &"x".repeat(4_000), "0").await.json();
+    let copy = json!({"items": [{"type": "item_reference", "id": long["first_id"]}]});
+    for body in [said(&"x".repeat(4_000)), copy] {
+        let (calls, release) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        let held = Fault::Held(calls.clone(), release.clone());
+        let bytes = app.store.get_project_usage(ProjectId::DEFAULT).await.unwrap().bytes;
+        // Room for what comes next, and for nothing beside it.
+        let quotas = Quotas { project_bytes: Some(bytes + 200), ..Quotas::default() };
+        let hold = |store| FaultyStore::wrap(store, "append_messages", held);
+        let app = app.rebuild_with(hold, AccessSettings { quotas, ..access() }, limits()).await;
+        let alice = app.alice();
+        let mut first = Box::pin(send_body(&alice, &id, &body, "0"));
+        while calls.load(Ordering::Relaxed) == 0 {
+            assert!(timeout(Duration::from_millis(1), &mut first).await.is_err());
+        }
+        drop(first);
+        assert_eq!(code(&send_body(&alice, &id, &body, "1").await), "request_in_flight");
+        release.cancel();
+        let answer = send_body(&alice, &id, &body, "2").await;
+        assert!(answer.status == 200 && is_replay(&answer), "{}", answer.text());
     }
 }

@@ -29,8 +29,15 @@ pub(super) async fn conversation(client: &Client) -> String {
     text(&client.post(CONVERSATIONS, json!({})).await.expect(200)["id"])
 }
 
-pub(super) async fn send(client: &Client, conversation: &str, said: &str, retry: &str) -> Reply {
-    let body = json!({"items": [{"type": "message", "role": "user", "content": said}]});
+pub(super) fn said(text: &str) -> Value {
+    json!({"items": [{"type": "message", "role": "user", "content": text}]})
+}
+
+pub(super) async fn send(client: &Client, conversation: &str, text: &str, retry: &str) -> Reply {
+    send_body(client, conversation, &said(text), retry).await
+}
+
+pub(super) async fn send_body(client: &Client, conversation: &str, body: &Value, retry: &str) -> Reply {
     client.with(RETRY, retry).post(&format!("{CONVERSATIONS}/{conversation}/items"), body).await
 }
 

@@ -1,5 +1,6 @@
 //! What a process knows of the tries of SDKs that stands in no record: which failed, and which are at work.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,11 +12,12 @@ use chatstore_core::store::StoreError;
 use chatstore_server::access::AccessSettings;
 use chatstore_server::app::RequestLimits;
 use futures_util::StreamExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::sdk_retries::{CONVERSATIONS, RETRY, assert_done, conversation, count, send};
+use super::sdk_retries::{CONVERSATIONS, RETRY, assert_done, conversation, count, said, send};
 use super::{SESSIONS, assert_replay};
 use crate::app::{TestApp, access, api_tests, limits};
 use crate::faulty::{Fault, FaultyStore};
@@ -27,6 +29,8 @@ api_tests! {
     a_refusal_says_nothing_of_a_try_that_was_let_in
     the_retry_of_a_try_that_the_store_failed_is_a_request_of_its_own
     the_retry_of_a_try_that_was_cut_off_repeats_no_other_request
+    the_retry_of_a_try_whose_connection_broke_repeats_no_other_request
+    strangers_push_out_nothing_that_is_known
     a_retry_waits_for_the_try_that_is_at_work
     a_retry_waits_not_for_ever
 }
@@ -114,6 +118,48 @@ async fn the_retry_of_a_try_that_was_cut_off_repeats_no_other_request(app: TestA
     assert!(timeout(Duration::from_millis(100), cut).await.is_err());
     assert_done(&send(&alice, &id, "yes", "1").await);
     assert_eq!(count(&alice, &id).await, 2);
+}
+
+async fn the_retry_of_a_try_whose_connection_broke_repeats_no_other_request(app: TestApp) {
+    let id = conversation(&app.alice()).await;
+    let alice = app.alice();
+    assert_done(&send(&alice, &id, "yes", "0").await);
+    let body = said("yes").to_string();
+    let (mut stream, _stop) = app.connect().await;
+    let head = format!(
+        "POST {CONVERSATIONS}/{id}/items HTTP/1.1\r\nhost: t\r\nx-api-key: {}\r\n{RETRY}: 0\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        app.alice_key(),
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body.as_bytes()[..20]).await.unwrap();
+    // Its own side alone is closed, so that the test sees when the server has met the end.
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("\"body_incomplete\""), "{answer}");
+    let same = alice.with("content-length", body.len().to_string());
+    assert_done(&send(&same, &id, "yes", "1").await);
+    assert_eq!(count(&alice, &id).await, 2);
+}
+
+async fn strangers_push_out_nothing_that_is_known(app: TestApp) {
+    let id = conversation(&app.alice()).await;
+    let rates = ClassRates { writes: Rates::parse("2/second"), ..ClassRates::default() };
+    let failed_auth_rates = Rates::parse("60/minute").unwrap();
+    let app = app.with_access(AccessSettings { rates, failed_auth_rates, ..access() }).await;
+    let alice = app.alice();
+    for status in [200, 200, 429] {
+        assert_eq!(send(&alice, &id, "yes", "0").await.status, status);
+    }
+    let (stranger, mut statuses) = (app.anon().with("x-api-key", "guessed"), HashMap::new());
+    for _ in 0..10_500 {
+        *statuses.entry(send(&stranger, &id, "yes", "0").await.status).or_insert(0) += 1;
+    }
+    assert!(statuses[&429] > 10_000, "{statuses:?}");
+    app.ctx.advance(Duration::from_secs(1));
+    assert_done(&send(&alice, &id, "yes", "1").await);
 }
 
 async fn the_retry_of_a_try_that_found_no_room_is_a_request_of_its_own(app: TestApp) {
