@@ -2,6 +2,7 @@
 //! prepared, with unnamed ones as behind a pooler, and with one transaction for each append.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatstore_core::conformance_tests;
 use chatstore_core::store::Store;
@@ -12,6 +13,8 @@ async fn open(change: impl FnOnce(&mut PostgresOptions)) -> (Arc<dyn Store>, Tes
     let database = TestDatabase::create().await;
     let mut options = PostgresOptions::new(database.url());
     options.connections_max = 4;
+    // Writes that come at once wait for each other.
+    options.acquire_timeout = Duration::from_secs(30);
     change(&mut options);
     let store = PostgresStore::open(&options).await.expect("a fresh database can be opened");
     (Arc::new(store), database)

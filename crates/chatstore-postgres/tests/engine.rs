@@ -1,6 +1,8 @@
 //! What the PostgreSQL engine promises beyond the contract: shared commits, bounded queues,
 //! erasing in the background, pages that end early.
 
+mod support;
+
 use std::time::{Duration, Instant};
 
 use chatstore_core::clock::Ctx;
@@ -15,6 +17,8 @@ use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{PostgresOptions, PostgresStore};
 use tokio_postgres::Client;
 
+use support::await_waiting;
+
 /// A store, its database and the clock of the test.
 struct Engine {
     store: PostgresStore,
@@ -26,6 +30,8 @@ struct Engine {
 async fn open(database: &TestDatabase, change: impl FnOnce(&mut PostgresOptions)) -> PostgresStore {
     let mut options = PostgresOptions::new(database.url());
     options.connections_max = 4;
+    // Writes that come at once wait for each other.
+    options.acquire_timeout = Duration::from_secs(30);
     change(&mut options);
     PostgresStore::open(&options).await.expect("a fresh database can be opened")
 }
@@ -196,7 +202,7 @@ async fn erasing_goes_on_in_another_process() {
     let (deletion, ()) = tokio::join!(
         engine.store.delete_session(&engine.scope, deleted.session_id, ExpectedVersion::Any, engine.ctx.now()),
         async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            await_waiting(&outsider, 1).await;
             unlock(&outsider).await;
             engine.store.close().await;
         }

@@ -1,6 +1,8 @@
 //! What the PostgreSQL engine promises of claims beyond the contract: they share commits with other appends, replicas
 //! never wait for each other in a circle, and nobody waits long.
 
+mod support;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +20,13 @@ use chatstore_postgres::testing::TestDatabase;
 use chatstore_postgres::{AppendForm, PostgresOptions, PostgresStore};
 use tokio_postgres::Client;
 
+use support::await_waiting;
+
 /// A claim counts for this long.
 const LIFE_US: i64 = 60_000_000;
-/// What an answer may take beyond its deadline on a busy machine. Less than a connection waits for a lock of itself.
-const SLACK: Duration = Duration::from_millis(1_500);
+/// What an answer may take beyond its deadline on a busy machine. With that, less than an operation takes that waits for
+/// as long as it may.
+const SLACK: Duration = Duration::from_secs(5);
 
 type Appended = Result<Answered<Vec<Message>>, StoreError>;
 
@@ -45,7 +50,7 @@ impl Engine {
         for form in forms {
             let mut options = PostgresOptions::new(database.url());
             (options.connections_max, options.append_form) = (6, *form);
-            (options.acquire_timeout, options.statement_timeout) = (Duration::from_secs(4), Duration::from_secs(10));
+            (options.acquire_timeout, options.statement_timeout) = (Duration::from_secs(30), Duration::from_secs(10));
             options.prepared_statements = prepared_statements;
             stores.push(Arc::new(PostgresStore::open(&options).await.expect("a fresh database can be opened")));
         }
@@ -156,17 +161,6 @@ async fn deadlocks(engine: &Engine, client: &Client) -> i64 {
     count(client, "select deadlocks from pg_stat_database where datname = current_database()").await
 }
 
-/// Waits until so many statements wait for what others hold.
-async fn await_waiting(client: &Client, statements: i64) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let waiting = "select count(*) from pg_stat_activity
-        where application_name = 'chatstore' and datname = current_database() and wait_event_type = 'Lock'";
-    while count(client, waiting).await < statements {
-        assert!(Instant::now() < deadline, "fewer than {statements} wait");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// Waits until the store has counted so many appends.
 async fn await_appends(store: &PostgresStore, appends: u64) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -201,7 +195,8 @@ async fn appends_with_claims_share_a_commit() {
     let (store, outsider) = (&engine.stores[0], engine.outsider().await);
     let sessions = join_all((0..8).map(|_| engine.session())).await;
     let before = store.stats();
-    begin(&outsider, "select 1 from sessions for update").await;
+    // The first two have the lanes, which are held until all others have queued.
+    begin(&outsider, "lock table messages in share mode").await;
     let appends = join_all((0..64).map(|n| {
         let (engine, session_id) = (&engine, sessions[n % sessions.len()]);
         async move {
@@ -216,12 +211,15 @@ async fn appends_with_claims_share_a_commit() {
             engine.send(store, session_id, &claim).await
         }
     }));
-    let (stored, ()) = tokio::join!(appends, async { outsider.batch_execute("rollback").await.expect("it is held") });
+    let (stored, ()) = tokio::join!(appends, async {
+        await_waiting(&outsider, 2).await;
+        outsider.batch_execute("rollback").await.expect("it is held");
+    });
     let after = store.stats();
     assert_eq!(after.appends - before.appends, 64);
-    // The first of each session goes at once, and is left out as long as the row is held; the rest is one batch, or two.
+    // Those two, and the rest in one batch, or two.
     let commits = after.commits - before.commits;
-    assert!(commits <= 2 + sessions.len() as u64, "{commits} commits");
+    assert!(commits <= 4, "{commits} commits");
     // The records say what was stored where.
     let expected: Vec<(String, String, i64)> = stored
         .iter()
@@ -292,7 +290,8 @@ async fn in_flight(form: AppendForm, prepared_statements: bool) {
     // What is recorded is answered all the same.
     assert_eq!(engine.say_once(store, session_id, "done").await, Ok(Answered::replay(done.value)));
     let started = Instant::now();
-    let keys: Vec<String> = (0..4).map(|n| format!("key {n}")).collect();
+    // So many that it would be seen if each waited by itself, be it only for a moment.
+    let keys: Vec<String> = (0..16).map(|n| format!("key {n}")).collect();
     let refused = join_all(keys.iter().map(|key| engine.say_once(store, session_id, key))).await;
     assert!(refused.iter().all(|answer| *answer == Err(StoreError::InFlight)), "{refused:?}");
     let wait = Duration::from_millis(IN_FLIGHT_WAIT_MS);

@@ -377,8 +377,8 @@ mod tests {
         assert!(discard_at_hand(Request::new(whole)).await);
         let began = Instant::now();
         assert!(!discard_at_hand(Request::new(stalled)).await);
-        // The timer counts whole milliseconds; the rest is the scheduling of a busy machine.
+        // However busy the machine is: less than any other body is waited for.
         let took = began.elapsed();
-        assert!((SHED_TIMEOUT..SHED_TIMEOUT * 10).contains(&took), "{took:?}");
+        assert!((SHED_TIMEOUT..DISCARD_TIMEOUT).contains(&took), "{took:?}");
     }
 }

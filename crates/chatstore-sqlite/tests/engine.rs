@@ -437,5 +437,6 @@ async fn a_command_beside_a_server_neither_erases_nor_empties_the_log() {
     let started = Instant::now();
     beside.close().await;
     engine.say(&session).await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Whoever waits in vain for a lock takes five seconds.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }

@@ -22,8 +22,8 @@ use trace::{Call, Kind, Phase, Traced, Verdict};
 
 /// How soon writes must work again once there is room.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
-/// How soon a write must be refused while there is none.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+/// How soon a write must be refused while there is none; one that waits in vain for a lock takes five seconds.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
 /// A server whose disk can be told to fail.
 struct Faulty {

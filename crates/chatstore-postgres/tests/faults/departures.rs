@@ -1,6 +1,6 @@
 //! Callers that go away, and statements that nobody waits for any more.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use chatstore_core::clock::Ctx;
@@ -8,6 +8,8 @@ use chatstore_core::messages::{MessageStore as _, NewMessage};
 use chatstore_core::sessions::{SessionPatch, SessionStore as _};
 use chatstore_core::store::{ExpectedVersion, Store as _};
 use chatstore_postgres::testing::TestDatabase;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
@@ -61,8 +63,8 @@ async fn reads_that_are_given_up_end_at_the_server_and_leave_the_pool_whole() {
     let database = TestDatabase::create().await;
     let store = open(&database.url(), |options| {
         options.connections_max = 2;
-        // Also how long the server lets them wait for a lock.
-        options.acquire_timeout = Duration::from_secs(5);
+        // The first is also how long the server lets them wait for a lock: longer than is waited for their end.
+        (options.acquire_timeout, options.statement_timeout) = (6 * SLACK, 6 * SLACK);
     })
     .await;
     let ledger = Ledger::open(&store, 3, Duration::from_secs(5) + SLACK).await;
@@ -96,6 +98,8 @@ async fn a_statement_that_takes_too_long_is_stopped_at_the_server() {
     for prepared in [true, false] {
         let store = open(&database.url(), |options| {
             options.statement_timeout = statement_timeout;
+            // Else the server would soon end waits for locks for this.
+            options.acquire_timeout = 6 * SLACK;
             options.prepared_statements = prepared;
         })
         .await;
@@ -122,24 +126,18 @@ async fn closing_finishes_what_is_queued() {
     let ledger = Ledger::open(&store, 4, Duration::from_secs(5) + SLACK).await;
     let locker = owner(&database).await;
     locker.batch_execute(LOCK_MESSAGES).await.unwrap();
-    let appends: Vec<_> = (0..40)
-        .map(|_| {
-            let (store, ledger): (Arc<_>, Arc<_>) = (store.clone(), ledger.clone());
-            tokio::spawn(async move { ledger.append(&store).await })
-        })
-        .collect();
-    sleep(Duration::from_millis(100)).await;
-    let closing = {
-        let store = store.clone();
-        tokio::spawn(async move { store.close().await })
-    };
-    sleep(Duration::from_millis(50)).await;
+    // An append is in the queue, and the store closed, once it was polled.
+    let mut appends = pin!(join_all((0..40).map(|_| ledger.append(&store))));
+    assert!(appends.as_mut().now_or_never().is_none());
+    let mut closing = pin!(store.close());
+    assert!(closing.as_mut().now_or_never().is_none());
     assert_passing(&ledger.append(&store).await.unwrap_err());
-    assert!(!closing.is_finished());
+    sleep(Duration::from_millis(50)).await;
+    assert!(closing.as_mut().now_or_never().is_none());
     locker.batch_execute("rollback").await.unwrap();
-    within(Duration::from_secs(5), closing).await.unwrap();
-    for append in appends {
-        append.await.unwrap().expect("it was queued before the end");
+    within(Duration::from_secs(5), closing).await;
+    for append in appends.await {
+        append.expect("it was queued before the end");
     }
     ledger.check(&after).await;
 }

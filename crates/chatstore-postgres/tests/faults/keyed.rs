@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 
 use crate::network::Place;
 use crate::proxy::Fate;
+use crate::support::await_waiting;
 use crate::{SCOPE, assert_passing, eventually, new_session, owner, rounds};
 
 const CLIENTS: usize = 12;
@@ -198,9 +199,11 @@ async fn an_append_with_a_known_message_whose_commit_is_not_answered_is_stored_o
 /// Red if an append whose commit was not answered is told that nothing was done: its client would send it as a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_whose_commit_is_not_answered_is_never_called_refused() {
-    // One write may hold a row.
     let place = Place::new(|options| {
-        (options.connections_max, options.acquire_timeout) = (2, Duration::from_millis(300));
+        // One write may hold a row, and the append waits for its turn in vain.
+        (options.connections_max, options.acquire_timeout) = (2, Duration::from_secs(2));
+        // The write waits for longer; if it were told, the server would end its wait for the lock as early.
+        (options.statement_timeout, options.prepared_statements) = (Duration::from_secs(30), false);
     })
     .await;
     let (ctx, outsider) = (Ctx::system(), owner(&place.database).await);
@@ -214,9 +217,7 @@ async fn an_append_whose_commit_is_not_answered_is_never_called_refused() {
     let patch = SessionPatch { session_name: Some("another".to_owned()), ..SessionPatch::default() };
     let update = place.store.update_session(&SCOPE, held, patch, ExpectedVersion::Any, ctx.now());
     let append = async {
-        let waiting = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        let is_held = async || outsider.query_opt(waiting, &[]).await.unwrap();
-        eventually("the other write waits", Duration::from_secs(5), is_held).await;
+        await_waiting(&outsider, 1).await;
         let session_id = sessions[1].session_id;
         let new = NewMessage::text(ctx.new_message_id(ctx.now(), session_id), "user", "stored");
         let answer = place.store.append_messages(&SCOPE, session_id, vec![new], ctx.now(), None).await;

@@ -6,6 +6,7 @@ mod model;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatstore_core::clock::{Ctx, Timestamp};
 use chatstore_core::conformance::join_all;
@@ -33,6 +34,8 @@ pub(crate) struct Engine {
 async fn open(database: &TestDatabase, change: impl FnOnce(&mut PostgresOptions)) -> Arc<PostgresStore> {
     let mut options = PostgresOptions::new(database.url());
     options.connections_max = 4;
+    // Writes that come at once wait for each other.
+    options.acquire_timeout = Duration::from_secs(30);
     change(&mut options);
     Arc::new(PostgresStore::open(&options).await.expect("a fresh database can be opened"))
 }
@@ -293,11 +296,18 @@ async fn a_worker_keeps_away_from_vectors_that_callers_brought() {
     assert_eq!(count(&engine.outsider().await, "select count(*) from embedding_jobs").await, 0);
 }
 
+/// The connections of stores, those included that are still being closed.
+const CONNECTIONS: &str = "select count(*) from pg_stat_activity
+    where datname = current_database() and application_name = 'chatstore'";
+
+/// Waits until so many connections of stores are left.
+async fn await_connections(outsider: &Client, left: i64) {
+    model::within(async || count(outsider, CONNECTIONS).await == left).await;
+}
+
 /// How often an index, or a table as a whole, was walked by servers that have ended.
 async fn walks(outsider: &Client, of: &str) -> i64 {
-    let running = "select count(*) from pg_stat_activity
-        where datname = current_database() and application_name = 'chatstore'";
-    model::within(async || count(outsider, running).await == 0).await;
+    await_connections(outsider, 0).await;
     let walks = format!(
         "select (select coalesce(sum(idx_scan), 0) from pg_stat_user_indexes where indexrelname = '{of}')::bigint
             + (select coalesce(sum(seq_scan), 0) from pg_stat_user_tables where relname = '{of}')::bigint"
@@ -458,17 +468,21 @@ async fn the_index_of_vectors_finds_nearly_all_and_keeps_to_its_project() {
     let (ada, of_users) = (Scope::user(engine.scope.project_id, "ada"), Some("user".to_owned()));
     let filter = SearchFilter { role: of_users, ..SearchFilter::default() };
     let asked = model::query_of(vectors[0].1.clone(), Metric::Cosine);
-    let connections = "select min(pid)::bigint * 10000000 + max(pid) from pg_stat_activity
-        where datname = current_database() and application_name = 'chatstore'";
-    let store = open(&engine.database, |options| options.connections_max = 1).await;
     drop(engine.store);
+    await_connections(&outsider, 0).await;
+    let store = open(&engine.database, |options| options.connections_max = 1).await;
+    // The eraser has looked for work, and then nothing else is open: neither comes nor goes one by itself any more.
+    let has_looked = format!("{CONNECTIONS} and state = 'idle' and query = 'commit'");
+    model::within(async || count(&outsider, &has_looked).await == 1).await;
+    await_connections(&outsider, 1).await;
+    let connections = CONNECTIONS.replace("count(*)", "min(pid)::bigint * 10000000 + max(pid)");
     let mut before = 0;
     for n in 0..4 {
         let found = store.search_vectors(&ada, &asked, &filter, 100).await.expect("it can");
         assert_eq!(found.len(), 100);
-        before = if n == 0 { count(&outsider, connections).await } else { before };
+        before = if n == 0 { count(&outsider, &connections).await } else { before };
     }
-    assert_eq!(count(&outsider, connections).await, before);
+    assert_eq!(count(&outsider, &connections).await, before);
     let used = "select idx_scan from pg_stat_user_indexes where indexrelname = 'message_embeddings_hnsw_24'";
     drop(store);
     model::within(async || count(&outsider, used).await > 0).await;

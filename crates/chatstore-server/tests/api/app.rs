@@ -58,6 +58,8 @@ impl Engine {
                 let database = TestDatabase::create().await;
                 let mut options = PostgresOptions::new(database.url());
                 options.connections_max = 4;
+                // Who waits for one of so few on a busy machine is not refused.
+                options.acquire_timeout = Duration::from_secs(30);
                 let store = PostgresStore::open(&options).await.unwrap();
                 (Arc::new(store), Place::Database(database))
             }

@@ -49,9 +49,11 @@ api_tests! {
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How soon a worker must stop: well before a source that hangs is given up.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Waits until a condition holds.
-async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = found().await {
@@ -100,10 +102,7 @@ impl Process {
     /// Ends as a process does that is told to.
     async fn stop(mut self) {
         self.app.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(1), &mut self.worker)
-            .await
-            .expect("it stops within a second")
-            .unwrap();
+        tokio::time::timeout(STOP_LIMIT, &mut self.worker).await.expect("it stops soon").unwrap();
     }
 
     /// Ends as a process does that is killed.
@@ -506,11 +505,12 @@ async fn only_what_takes_the_worker_down_runs_out_of_tries(app: TestApp) {
 
 async fn what_takes_longer_than_a_lease_stays_with_its_worker(app: TestApp) {
     let provider = Provider::start().await;
-    provider.always(Answer::Slow(Duration::from_millis(150)));
-    let settings = EmbedderSettings { batch_max: 1, timeout: Duration::from_secs(1), ..provider.settings("m") };
+    // All parts together take longer than a lease, which is that of two requests at least.
+    provider.always(Answer::Slow(Duration::from_millis(250)));
+    let settings = EmbedderSettings { batch_max: 1, timeout: Duration::from_secs(2), ..provider.settings("m") };
     let mut app = app;
     app.ctx = Ctx::system();
-    let pace = WorkerPace { lease: Duration::from_secs(2), ..pace() };
+    let pace = WorkerPace { lease: Duration::from_secs(4), ..pace() };
     let _one = Process::start_at(&app, settings.clone(), pace).await;
     let _two = Process::start_at(&app, settings, pace).await;
     let session = app.session().await;
