@@ -67,8 +67,7 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
     let request_id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone()).unwrap_or_default();
     let form = if openai::serves(request.uri().path()) { openai::error::render } else { ApiError::render };
     let sdk_try = app.sdk_tries.meet(&request);
-    let unanswered = app.sdk_tries.follow(sdk_try.clone());
-    if let Some(sdk_try) = sdk_try {
+    if let Some(sdk_try) = sdk_try.clone() {
         request.extensions_mut().insert(sdk_try);
     }
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind();
@@ -81,11 +80,11 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
         }
     };
     let error = response.extensions_mut().remove::<ApiError>();
-    unanswered.answer(error.as_ref().map(|error| error.code));
-    match error {
-        Some(error) => render(error, response, &request_id, form),
-        None => response,
+    let Some(error) = error else { return response };
+    if let Some(sdk_try) = sdk_try {
+        app.sdk_tries.refuse(&sdk_try, error.code);
     }
+    render(error, response, &request_id, form)
 }
 
 /// The finished form of an error, with the headers that were put on it on its way, such as `Allow` and `RateLimit`.

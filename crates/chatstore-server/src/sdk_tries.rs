@@ -1,10 +1,11 @@
 //! What this process knows of the tries of OpenAI's SDKs, beside the records in the store.
 //!
-//! An SDK counts its tries and does not say why it tries again. Where only the body names a request, three things must be
-//! known to tell a retry from a second request: whether the tries before it ended before they had been read (then they did
-//! nothing, and this one is the request itself), when those that failed later would have been recorded (an equal one of
-//! another time is another request), and whether one is still at work (then there is nothing to repeat yet). All this is
-//! known to the process that met the earlier tries, and to no other; and it cannot know that an answer was lost.
+//! An SDK counts its tries and does not say why it tries again. Where only the body names a request, three things must
+//! be known to tell a retry from a second request: whether the tries before it were refused before they had been read
+//! (they did nothing then, and this one is the request itself), when those that failed later would have been recorded
+//! (an equal one of another time is another request), and whether one is still at work (then there is nothing to repeat
+//! yet). All this is known to the process that met the earlier tries, and to no other; and it cannot know that an
+//! answer was lost.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -75,31 +76,8 @@ impl Try {
     }
 }
 
-/// A try without an answer. If it is dropped, its connection broke.
-pub struct Unanswered<'a> {
-    tries: &'a SdkTries,
-    followed: Option<Try>,
-}
-
-impl Unanswered<'_> {
-    /// It is answered, with an error if one is given.
-    pub fn answer(mut self, error: Option<Code>) {
-        self.followed = self.followed.take().filter(|_| error.is_some_and(is_tried_again));
-    }
-}
-
-impl Drop for Unanswered<'_> {
-    fn drop(&mut self) {
-        let Some(followed) = self.followed.take() else { return };
-        if followed.is_new && !followed.is_unnoted.load(Ordering::Relaxed) {
-            self.tries.refused.note((followed.request, followed.retry), (), self.tries.ctx.elapsed());
-        }
-    }
-}
-
 fn is_tried_again(error: Code) -> bool {
-    // Nobody is there to read that a body broke off.
-    error == Code::BodyIncomplete || error.status().is_server_error() || TRIED_AGAIN.contains(&error.status())
+    error.status().is_server_error() || TRIED_AGAIN.contains(&error.status())
 }
 
 impl SdkTries {
@@ -121,9 +99,12 @@ impl SdkTries {
         Some(Try { request, retry, is_new, is_unnoted: Arc::default() })
     }
 
-    /// Follows a try to its answer: one that did nothing is remembered, unless that is known of none before it.
-    pub fn follow(&self, followed: Option<Try>) -> Unanswered<'_> {
-        Unanswered { tries: self, followed }
+    /// A try is answered with an error: one that did nothing is remembered, unless that is not known of those before it.
+    /// One without an answer is not, for its retry may have come already.
+    pub fn refuse(&self, sdk_try: &Try, error: Code) {
+        if sdk_try.is_new && !sdk_try.is_unnoted.load(Ordering::Relaxed) && is_tried_again(error) {
+            self.refused.note((sdk_try.request, sdk_try.retry), (), self.ctx.elapsed());
+        }
     }
 
     /// Does the `work` of a request, also if its caller goes away meanwhile. A retry that its body alone names waits first
@@ -369,7 +350,7 @@ mod tests {
     }
 
     fn refuse(tries: &SdkTries, refused: Try) {
-        tries.follow(Some(refused)).answer(Some(Code::RateLimited));
+        tries.refuse(&refused, Code::RateLimited);
     }
 
     #[test]
@@ -394,26 +375,23 @@ mod tests {
     #[test]
     fn only_what_did_nothing_and_will_be_tried_again_is_a_refusal() {
         for (code, is_new) in [
-            (None, false),
-            (Some(Code::InvalidJson), false),
-            (Some(Code::NotFound), false),
-            (Some(Code::BodyIncomplete), true),
-            (Some(Code::BodyTimeout), true),
-            (Some(Code::RateLimited), true),
-            (Some(Code::Overloaded), true),
-            (Some(Code::StoreUnavailable), true),
+            (Code::InvalidJson, false),
+            (Code::NotFound, false),
+            // Nobody reads this answer.
+            (Code::BodyIncomplete, false),
+            (Code::BodyTimeout, true),
+            (Code::RateLimited, true),
+            (Code::Overloaded, true),
+            (Code::StoreUnavailable, true),
         ] {
             let tries = tries();
-            tries.follow(Some(meet(&tries, "0"))).answer(code);
+            tries.refuse(&meet(&tries, "0"), code);
             assert_eq!(meet(&tries, "1").is_new(), is_new, "{code:?}");
             let begun = meet(&tries, "0");
             begun.leave_unnoted();
-            tries.follow(Some(begun)).answer(code);
+            tries.refuse(&begun, code);
             assert!(!meet(&tries, "1").is_new(), "{code:?}");
         }
-        let tries = tries();
-        drop(tries.follow(Some(meet(&tries, "0"))));
-        assert!(meet(&tries, "1").is_new(), "its connection broke before it had been read");
     }
 
     #[tokio::test]
